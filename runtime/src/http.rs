@@ -1,0 +1,275 @@
+//! The HTTP/1.1 server under every service: limits first, then the router, and a bounded end.
+//!
+//! `axum::serve` sets no limit in time and refuses in plain text, so this goes through hyper itself.
+//! A client can be slow, huge, malformed or one of very many; each gets a problem document and costs
+//! a bounded amount of time and memory. The limits here are the outermost; routes set smaller ones.
+//!
+//! # What is not promised
+//! A handler runs inside its connection: when that breaks, or the drain after a stop ends, the handler
+//! is dropped wherever it waits. What must run to its end is spawned by its handler. Streams without
+//! end should listen to the shutdown themselves, for the drain waits for them.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::HttpBody;
+use axum::extract::ConnectInfo;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Request, Uri, header};
+use axum::response::Response;
+use futures::FutureExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tower::Service;
+
+use crate::body::{Fault, RequestBody, ResponseBody};
+use crate::refusal::Refusal;
+pub use crate::refusal::problem;
+use crate::request_id::{self, RequestId};
+use crate::shutdown::Shutdown;
+use crate::socket::{Conversation, Socket};
+
+/// What one client may take, and all of them together.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections; one more is answered 503 and closed.
+    pub connections: usize,
+    /// From a request's first byte to the end of its header; also from connecting to the first byte.
+    pub header_time: Duration,
+    /// From the end of the header to the end of the body.
+    pub body_time: Duration,
+    /// Silence between two requests.
+    pub idle_time: Duration,
+    /// How long a client may refuse to take any of its response.
+    pub write_time: Duration,
+    /// Header lines. hyper's own bound of 100 stands above it.
+    pub header_count: usize,
+    /// Names and values of all header lines together.
+    pub header_bytes: usize,
+    /// Path and query.
+    pub uri_bytes: usize,
+    /// The largest body of any route.
+    pub body_bytes: usize,
+    /// How long requests may go on after a stop was requested.
+    pub drain_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            header_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(15),
+            idle_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(30),
+            header_count: 64,
+            header_bytes: 16 * 1024,
+            uri_bytes: 8 * 1024,
+            body_bytes: 1024 * 1024,
+            drain_time: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until a stop is requested, then lets what is in flight finish, within `limits.drain_time`.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) -> io::Result<()> {
+    let limits = Arc::new(limits);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = JoinSet::new();
+    let mut stop = pin!(shutdown.requested());
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            Some(_) = connections.join_next() => continue, // its place is free again; a panic was logged where it happened
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // One connection that ended before we took it, or no file descriptor left: both pass.
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            turn_away(&stream);
+            continue;
+        };
+        let connection = converse(stream, peer, router.clone(), limits.clone(), shutdown.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+    drop(listener); // nobody waits in the backlog of a server that stops
+    if timeout(limits.drain_time, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(connections = connections.len(), "cut off: still busy at the end of the drain");
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+/// After a failed accept, so that a lack of file descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// hyper's buffer for a head must hold more than we accept, so that it is we who refuse. This is also its size for bodies.
+const BUFFER_MIN: usize = 64 * 1024;
+
+fn turn_away(stream: &TcpStream) {
+    tracing::debug!("turned a connection away: all places are taken");
+    let _ = stream.try_write(&Refusal::Overloaded.bytes(&RequestId::mint())); // an empty send buffer takes it whole, and more is not owed
+}
+
+/// One connection from its first byte to its last.
+async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: Arc<Limits>, shutdown: Shutdown) {
+    if let Err(error) = stream.set_nodelay(true) {
+        return tracing::debug!(%error, "the connection ended before it began");
+    }
+    let socket = Socket::new(stream, limits.clone());
+    let conversation = socket.conversation();
+    let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
+    let service = service_fn(move |request| {
+        Box::pin(answer(request, peer, router.clone(), limits.clone(), conversation.clone()))
+    });
+    let mut connection = http1::Builder::new()
+        .header_read_timeout(None) // the socket has better clocks
+        .half_close(true) // a client that has said all it wants to say still gets its answer
+        .max_buf_size(buffer)
+        .serve_connection(TokioIo::new(socket), service);
+
+    let mut stop = pin!(shutdown.requested());
+    let mut stopping = false;
+    let served = poll_fn(|cx| {
+        if !stopping && stop.as_mut().poll(cx).is_ready() {
+            stopping = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    });
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection broke"); // the client's affair, and nothing we can answer
+    }
+    connection.into_parts().io.into_inner().finish().await;
+}
+
+/// One request: refused here, or answered by the router and made presentable.
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    mut router: Router,
+    limits: Arc<Limits>,
+    conversation: Arc<Conversation>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    conversation.handling();
+    let begun = Instant::now();
+    let (mut parts, incoming) = request.into_parts();
+    let id = RequestId::of(None, &parts.headers);
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let body_sent = !incoming.is_end_stream();
+    let fault = Fault::default();
+    let body = RequestBody::new(incoming, &limits, fault.clone(), conversation.clone());
+
+    let mut refusal = refuse(&parts, &limits);
+    let mut response = None;
+    if refusal.is_none() {
+        parts.extensions.insert(id.clone());
+        parts.extensions.insert(ConnectInfo(peer));
+        match AssertUnwindSafe(router.call(Request::from_parts(parts, body))).catch_unwind().await {
+            Ok(Ok(answered)) if answered.status().is_client_error() || answered.status().is_server_error() => {
+                refusal = fault.get().cloned(); // the handler saw a broken body; we know why
+                response = Some(answered);
+            }
+            Ok(Ok(answered)) => response = Some(answered),
+            Err(_) => {
+                refusal = Some(Refusal::Panicked); // the panic hook has logged it; here it only gets its name
+                tracing::error!(%method, request.id = %id, "a handler panicked");
+            }
+        }
+    }
+
+    let mut response = match (&refusal, response) {
+        (None, Some(answered)) if is_bare(&answered) => wrap(answered, &path, &id),
+        (None, Some(answered)) => answered,
+        (Some(refusal), _) => {
+            request_id::log(method.as_str(), "refused", refusal.status(), begun, &id);
+            refusal.response(&path, &id)
+        }
+        (None, None) => unreachable!("what was not refused was answered"),
+    };
+    let headers = response.headers_mut();
+    if !headers.contains_key(request_id::HEADER) {
+        headers.insert(request_id::HEADER, id.header());
+    }
+    if refusal.is_some() && body_sent {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response.map(|body| ResponseBody::new(body, conversation)))
+}
+
+/// What can be refused from the head alone.
+fn refuse(head: &Parts, limits: &Limits) -> Option<Refusal> {
+    if limits.uri_bytes < uri_length(&head.uri) {
+        return Some(Refusal::UriTooLong { bytes_max: limits.uri_bytes });
+    }
+    if limits.header_count < head.headers.len() || limits.header_bytes < header_length(&head.headers) {
+        return Some(Refusal::HeadersTooLarge { count_max: limits.header_count, bytes_max: limits.header_bytes });
+    }
+    let all = |name, allowed: &str| {
+        head.headers.get_all(name).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()))
+    };
+    if !all(header::CONTENT_ENCODING, "identity") || !all(header::TRANSFER_ENCODING, "chunked") {
+        return Some(Refusal::UnsupportedEncoding);
+    }
+    // hyper has checked that it is a number that fits, so one we cannot read is too large.
+    let length = head
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.trim().parse::<usize>());
+    match length {
+        Some(Ok(length)) if length <= limits.body_bytes => None,
+        None => None,
+        Some(_) => Some(Refusal::PayloadTooLarge { bytes_max: limits.body_bytes }),
+    }
+}
+
+fn uri_length(uri: &Uri) -> usize {
+    uri.path_and_query().map_or(0, |path| path.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+}
+
+fn header_length(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
+}
+
+/// An error that carries no document: the framework's own, in plain text or without any body.
+fn is_bare(response: &Response) -> bool {
+    let error = response.status().is_client_error() || response.status().is_server_error();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    error && content_type.is_none_or(|value| value.as_bytes().starts_with(b"text/plain"))
+}
+
+/// The same refusal as a problem document. Headers such as `Allow` and `Retry-After` stay.
+fn wrap(bare: Response, path: &str, id: &RequestId) -> Response {
+    let mut wrapped = Refusal::Bare(bare.status()).response(path, id);
+    for (name, value) in bare.headers() {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            wrapped.headers_mut().insert(name, value.clone());
+        }
+    }
+    wrapped
+}
