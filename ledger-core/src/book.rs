@@ -84,7 +84,11 @@ impl Book {
             Event::Wallet(id, event) => {
                 let wallet = self.wallets.change(*id);
                 if wallet.version < event.wallet_version() {
-                    assert_eq!(Some(event.wallet_version()), wallet.version.checked_add(1), "{id}: a change is missing");
+                    assert_eq!(
+                        Some(event.wallet_version()),
+                        wallet.version.checked_add(1),
+                        "{id}: a change is missing"
+                    );
                     wallet.apply(event.clone());
                 }
             }

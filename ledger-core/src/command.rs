@@ -13,9 +13,9 @@ use cqrs_es::event_sink::EventSink;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Book, ClientId, CommandId, Currency, Event, Failure, Instruction, Metadata, Money, NewEvent, Partner, PartnerCommand,
-    PartnerId, Payment, Refusal, Transaction, TransactionCommand, TransactionEvent, TransactionId, Wallet, WalletCommand,
-    WalletId, WalletKind,
+    Book, ClientId, CommandId, Currency, Event, Failure, Instruction, Metadata, Money, NewEvent, Partner,
+    PartnerCommand, PartnerId, Payment, Refusal, Transaction, TransactionCommand, TransactionEvent, TransactionId,
+    Wallet, WalletCommand, WalletId, WalletKind,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,10 @@ pub struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A partner's client, perhaps for one of the partner's end users.
-    Partner { partner: PartnerId, user: Option<Arc<str>> },
+    Partner {
+        partner: PartnerId,
+        user: Option<Arc<str>>,
+    },
     Admin,
     /// Our own process that ends what is pending.
     Workflow,
@@ -143,7 +146,9 @@ impl Book {
             Action::Settle { transaction, money, provider_reference } => {
                 self.on_transaction(transaction, TransactionCommand::Settle { money, provider_reference })
             }
-            Action::Fail { transaction, failure } => self.on_transaction(transaction, TransactionCommand::Fail { failure }),
+            Action::Fail { transaction, failure } => {
+                self.on_transaction(transaction, TransactionCommand::Fail { failure })
+            }
             Action::Expire { transaction } => self.on_transaction(transaction, TransactionCommand::Expire),
         }
     }
@@ -158,10 +163,20 @@ impl Book {
     ) -> Result<Vec<NewEvent>, Refusal> {
         let codes: Vec<_> = currencies.iter().map(|(currency, _)| *currency).collect();
         let register = PartnerCommand::Register { name, currencies: codes.clone(), client };
-        let mut events = handle(&Partner::default(), register, self, |partner| partner.sequence, |event| {
-            Event::Partner(partner, event)
-        })?;
-        let open = |kind, partner, currency| WalletCommand::Open { kind, partner, user: None, currency, metadata: Metadata::new() };
+        let mut events = handle(
+            &Partner::default(),
+            register,
+            self,
+            |partner| partner.sequence,
+            |event| Event::Partner(partner, event),
+        )?;
+        let open = |kind, partner, currency| WalletCommand::Open {
+            kind,
+            partner,
+            user: None,
+            currency,
+            metadata: Metadata::new(),
+        };
         for currency in codes.into_iter().collect::<BTreeSet<_>>() {
             for kind in WalletKind::SYSTEM {
                 let wallet = WalletId::system(kind, currency);
@@ -205,7 +220,11 @@ where
     let sink = EventSink::default();
     at_once(changed.handle(command, book, &sink))?;
     let first = sequence(aggregate).saturating_add(1);
-    Ok(at_once(sink.collect()).into_iter().zip(first..).map(|(e, sequence)| NewEvent { sequence, event: event(e) }).collect())
+    Ok(at_once(sink.collect())
+        .into_iter()
+        .zip(first..)
+        .map(|(e, sequence)| NewEvent { sequence, event: event(e) })
+        .collect())
 }
 
 /// The answer of a future that waits for nothing. `handle` is async in name only: its one await is an uncontended lock.

@@ -138,10 +138,20 @@ impl Event {
         if lifted.event_version != VERSION {
             return Err(CorruptEvent::Version(lifted.event_version));
         }
-        Self::read_current(&lifted.aggregate_type, &lifted.aggregate_id, &lifted.event_type, &lifted.payload.to_string())
+        Self::read_current(
+            &lifted.aggregate_type,
+            &lifted.aggregate_id,
+            &lifted.event_type,
+            &lifted.payload.to_string(),
+        )
     }
 
-    fn read_current(aggregate_type: &str, aggregate_id: &str, event_type: &str, payload: &str) -> Result<Self, CorruptEvent> {
+    fn read_current(
+        aggregate_type: &str,
+        aggregate_id: &str,
+        event_type: &str,
+        payload: &str,
+    ) -> Result<Self, CorruptEvent> {
         fn parse<T: DeserializeOwned>(payload: &str) -> Result<T, CorruptEvent> {
             Ok(serde_json::from_str(payload)?)
         }

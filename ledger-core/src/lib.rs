@@ -24,16 +24,16 @@ pub use command::{Action, Caller, Command, CommandEvent, Key};
 pub use currency::Currency;
 pub use event::{CorruptEvent, Event, NewEvent, upcasters};
 pub use id::{
-    ClientId, CommandId, DeliveryId, EventId, InvalidId, LedgerId, PartnerId, RequestId,
-    TransactionId, WalletId, WebhookId,
+    ClientId, CommandId, DeliveryId, EventId, InvalidId, LedgerId, PartnerId, RequestId, TransactionId, WalletId,
+    WebhookId,
 };
 pub use money::{Amount, AmountError, Balance, Money};
 pub use partner::{Partner, PartnerCommand, PartnerEvent};
 pub use refusal::{Failure, Refusal};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use transaction::{
-    Direction, Entries, Entry, Instruction, Payment, Transaction, TransactionCommand,
-    TransactionEvent, TransactionKind, TransactionState, TransactionStatus,
+    Direction, Entries, Entry, Instruction, Payment, Transaction, TransactionCommand, TransactionEvent,
+    TransactionKind, TransactionState, TransactionStatus,
 };
 pub use wallet::{Opened, Wallet, WalletCommand, WalletEvent, WalletKind, WalletStatus};
 

@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn what_is_not_an_amount_is_refused_for_its_own_reason() {
         for wrong in [
-            "", " 10", "10 ", "+10", "1,000.00", "010", "00", ".5", "5.", "1e3", "0x10", "NaN", "Infinity", "１０", "--1",
-            "1.2.3", "-",
+            "", " 10", "10 ", "+10", "1,000.00", "010", "00", ".5", "5.", "1e3", "0x10", "NaN", "Infinity", "１０",
+            "--1", "1.2.3", "-",
         ] {
             check(wrong, "EUR", Err(AmountError::Format));
         }

@@ -13,7 +13,8 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Balance, Book, Caller, Currency, Failure, Metadata, Money, PartnerId, Refusal, Timestamp, WalletId, WalletKind,
+    Amount, Balance, Book, Caller, Currency, Failure, Metadata, Money, PartnerId, Refusal, Timestamp, WalletId,
+    WalletKind,
 };
 
 /// A transaction at one position of the log. `Default` is one that nobody has asked for.
@@ -118,12 +119,27 @@ pub struct Entries(Arc<[Entry]>);
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum TransactionCommand {
-    Transfer { caller: Caller, instruction: Arc<Instruction> },
-    Adjust { caller: Caller, instruction: Arc<Instruction> },
-    Request { caller: Caller, instruction: Arc<Instruction>, payment: Payment },
+    Transfer {
+        caller: Caller,
+        instruction: Arc<Instruction>,
+    },
+    Adjust {
+        caller: Caller,
+        instruction: Arc<Instruction>,
+    },
+    Request {
+        caller: Caller,
+        instruction: Arc<Instruction>,
+        payment: Payment,
+    },
     /// The outside has done its part: exactly this money, under this reference of its own.
-    Settle { money: Money, provider_reference: String },
-    Fail { failure: Failure },
+    Settle {
+        money: Money,
+        provider_reference: String,
+    },
+    Fail {
+        failure: Failure,
+    },
     Expire,
 }
 
@@ -279,7 +295,12 @@ impl Aggregate for Transaction {
     type Error = Refusal;
     type Services = Book;
 
-    async fn handle(&mut self, command: TransactionCommand, book: &Book, sink: &EventSink<Self>) -> Result<(), Refusal> {
+    async fn handle(
+        &mut self,
+        command: TransactionCommand,
+        book: &Book,
+        sink: &EventSink<Self>,
+    ) -> Result<(), Refusal> {
         let event = self.decide(command, book)?;
         sink.write(event, self).await;
         Ok(())

@@ -79,10 +79,25 @@ pub enum WalletStatus {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum WalletCommand {
-    Open { kind: WalletKind, partner: Option<PartnerId>, user: Option<Arc<str>>, currency: Currency, metadata: Metadata },
-    Freeze { caller: Caller, reason: String },
-    Unfreeze { caller: Caller, reason: String },
-    Close { caller: Caller, reason: String },
+    Open {
+        kind: WalletKind,
+        partner: Option<PartnerId>,
+        user: Option<Arc<str>>,
+        currency: Currency,
+        metadata: Metadata,
+    },
+    Freeze {
+        caller: Caller,
+        reason: String,
+    },
+    Unfreeze {
+        caller: Caller,
+        reason: String,
+    },
+    Close {
+        caller: Caller,
+        reason: String,
+    },
 }
 
 /// What has happened to a wallet. This is history: add variants, never edit or reuse one.
@@ -125,7 +140,15 @@ impl Wallet {
                     }
                 }
                 let balance_after = Balance::zero(currency);
-                Ok(Event::Opened { kind, partner_id: partner, user_id: user, currency, metadata, wallet_version, balance_after })
+                Ok(Event::Opened {
+                    kind,
+                    partner_id: partner,
+                    user_id: user,
+                    currency,
+                    metadata,
+                    wallet_version,
+                    balance_after,
+                })
             }
             Command::Freeze { caller, reason } => {
                 let balance_after = self.seen_by(&caller)?.balance;

@@ -1,0 +1,42 @@
+//! The truth: the ordered, hash-chained, append-only log in Postgres.
+//!
+//! Second room on the road. `ledger-engine` appends through [`Writer`]; everyone else reads through [`Log`].
+//! Formats and hashes are those of API.md, "The log"; test vectors are in `docs/test-vectors.md`.
+//!
+//! Left out: rules (ledger-core), batching and keys (ledger-engine), the bus (event-feed).
+
+mod commit;
+pub mod hash;
+mod log;
+mod record;
+mod writer;
+
+use std::str::FromStr;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+pub use commit::{Commit, Draft, Head};
+pub use log::{EventFilter, Log};
+pub use record::RecordedEvent;
+pub use writer::{AppendError, Writer};
+
+/// Reading failed, or the log holds what it cannot.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error("the log holds what it cannot: {0}")]
+    Corrupt(String),
+}
+
+/// A pool of connections that act as `role`: a slip across schemas is a permission error.
+pub async fn connect(database_url: &str, role: &str, connections: u32) -> Result<PgPool, StoreError> {
+    let options = options(database_url, role)?;
+    Ok(PgPoolOptions::new().max_connections(connections).connect_with(options).await?)
+}
+
+fn options(database_url: &str, role: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    // Small indexed statements are all there is: compiling them never pays.
+    Ok(PgConnectOptions::from_str(database_url)?.application_name(role).options([("role", role), ("jit", "off")]))
+}

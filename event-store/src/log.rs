@@ -1,0 +1,204 @@
+//! Reading the log: whole commits in order, single streams, the head.
+//!
+//! The log never changes behind its head, so two statements about its past need no common snapshot.
+
+use ledger_core::LedgerId;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgPool, Row};
+use time::OffsetDateTime;
+
+use crate::record::{COLUMNS, from_row, sized};
+use crate::{Commit, Head, RecordedEvent, StoreError};
+
+/// The log, for any role that may read the schema `ledger`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    pool: PgPool,
+}
+
+/// Which events of the log are wanted; nothing set means all.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    pub aggregate_id: Option<String>,
+    pub event_type: Option<String>,
+}
+
+impl Log {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub async fn ledger_id(&self) -> Result<LedgerId, StoreError> {
+        let id = sqlx::query_scalar("select id from ledger.identity").fetch_one(&self.pool).await?;
+        Ok(LedgerId::from_uuid(id))
+    }
+
+    pub async fn head(&self) -> Result<Head, StoreError> {
+        let row = sqlx::query(
+            "select number, last_position, chain, recorded_at from ledger.commits order by number desc limit 1",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        head_from_row(&row)
+    }
+
+    /// Whole commits after the given one, without a gap: at most `events_max` events, but one commit at least if there is one.
+    pub async fn commits_after(&self, commit: i64, events_max: i64) -> Result<Vec<Commit>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        commits_after(&mut connection, commit, events_max).await
+    }
+
+    /// The commit that holds a position.
+    pub async fn commit_of(&self, position: i64) -> Result<Option<i64>, StoreError> {
+        let found = sqlx::query_scalar("select commit_number from ledger.events where position = $1")
+            .bind(position)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(found)
+    }
+
+    /// Events after a position, in order, and the head's position as the same statement saw it.
+    pub async fn events_after(
+        &self,
+        position: i64,
+        limit: i64,
+        filter: &EventFilter,
+    ) -> Result<(i64, Vec<RecordedEvent>), StoreError> {
+        let rows = sqlx::query(&format!(
+            "select head.head, {COLUMNS}
+             from (select last_position as head from ledger.commits order by number desc limit 1) head
+             left join lateral (
+                 select * from ledger.events
+                 where $1 < position and ($3::text is null or aggregate_id = $3) and ($4::text is null or event_type = $4)
+                 order by position limit $2
+             ) events on true
+             order by position"
+        ))
+        .bind(position)
+        .bind(limit)
+        .bind(filter.aggregate_id.as_deref())
+        .bind(filter.event_type.as_deref())
+        .fetch_all(&self.pool)
+        .await?;
+        let head = rows.first().map_or(Ok(0), |row| row.try_get("head"))?;
+        let found = |row: &&PgRow| row.try_get::<Option<i64>, _>("position").ok().flatten().is_some();
+        Ok((head, rows.iter().filter(found).map(from_row).collect::<Result<_, _>>()?))
+    }
+
+    /// One stream in order, up to and including a position (`i64::MAX`: all of it).
+    pub async fn stream(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        up_to: i64,
+    ) -> Result<Vec<RecordedEvent>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        stream(&mut connection, aggregate_type, aggregate_id, up_to).await
+    }
+
+    /// The whole commands that the given keys were used for: each key's command's events are contiguous from the keyed one.
+    pub async fn commands_of_keys(&self, keys: &[[u8; 16]]) -> Result<Vec<RecordedEvent>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        commands_of_keys(&mut connection, keys).await
+    }
+}
+
+pub(crate) fn head_from_row(row: &PgRow) -> Result<Head, StoreError> {
+    let recorded_at: OffsetDateTime = row.try_get("recorded_at")?;
+    Ok(Head {
+        position: row.try_get("last_position")?,
+        commit: row.try_get("number")?,
+        chain: sized("chain", row.try_get("chain")?)?,
+        recorded_at: recorded_at.try_into().map_err(|_| StoreError::Corrupt("recorded_at".to_owned()))?,
+    })
+}
+
+pub(crate) async fn commits_after(
+    connection: &mut PgConnection,
+    commit: i64,
+    events_max: i64,
+) -> Result<Vec<Commit>, StoreError> {
+    // A commit has at least one event, so `events_max` commits are enough to look at.
+    let rows = sqlx::query(
+        "select number, first_position, last_position, previous_chain, root, chain from ledger.commits
+         where $1 < number order by number limit $2",
+    )
+    .bind(commit)
+    .bind(events_max.max(1))
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut commits: Vec<Commit> = Vec::new();
+    for row in &rows {
+        let next = Commit {
+            number: row.try_get("number")?,
+            first: row.try_get("first_position")?,
+            last: row.try_get("last_position")?,
+            previous_chain: sized("previous_chain", row.try_get("previous_chain")?)?,
+            root: sized("root", row.try_get("root")?)?,
+            chain: sized("chain", row.try_get("chain")?)?,
+            events: Vec::new(),
+        };
+        if commits.first().is_some_and(|first| events_max < next.last - first.first + 1) {
+            break;
+        }
+        commits.push(next);
+    }
+    let (Some(first), Some(last)) = (commits.first(), commits.last()) else { return Ok(commits) };
+    let rows =
+        sqlx::query(&format!("select {COLUMNS} from ledger.events where position between $1 and $2 order by position"))
+            .bind(first.first)
+            .bind(last.last)
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut events = rows.iter().map(from_row);
+    for commit in &mut commits {
+        for position in commit.first..=commit.last {
+            let event = events.next().transpose()?.filter(|event| event.position == position);
+            commit.events.push(event.ok_or_else(|| StoreError::Corrupt(format!("position {position} is missing")))?);
+        }
+    }
+    Ok(commits)
+}
+
+pub(crate) async fn stream(
+    connection: &mut PgConnection,
+    aggregate_type: &str,
+    aggregate_id: &str,
+    up_to: i64,
+) -> Result<Vec<RecordedEvent>, StoreError> {
+    let rows = sqlx::query(&format!(
+        "select {COLUMNS} from ledger.events
+         where aggregate_type = $1 and aggregate_id = $2 and position <= $3 order by sequence"
+    ))
+    .bind(aggregate_type)
+    .bind(aggregate_id)
+    .bind(up_to)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(from_row).collect()
+}
+
+pub(crate) async fn commands_of_keys(
+    connection: &mut PgConnection,
+    keys: &[[u8; 16]],
+) -> Result<Vec<RecordedEvent>, StoreError> {
+    // A command's events lie together behind its keyed one, within its commit, and no command spans more than
+    // its commit: so they are found by position, without an index on command_id.
+    let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
+    let rows = sqlx::query(&format!(
+        "select {COLUMNS} from (
+             select e.* from ledger.events k
+             join ledger.commits c on c.number = k.commit_number
+             join ledger.events e on e.position between k.position and c.last_position and e.command_id = k.command_id
+             where k.key_hash = any($1)
+         ) events order by position"
+    ))
+    .bind(keys)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(from_row).collect()
+}

@@ -1,0 +1,243 @@
+//! Appending: a compare-and-swap on the next commit, in one statement.
+//!
+//! The commit row is the only place where two writers meet. The second waits for the first one's row and then
+//! fails on its number; the foreign key to the previous commit refuses a gap, a fork, and a writer whose head is
+//! not in this log. So no session lock, lease or sequence carries correctness here. Fairness is a second matter:
+//! a writer that lost takes `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again.
+//!
+//! Left out: what to do about a failure. That is `ledger-engine`'s.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
+
+use crate::hash::Hash;
+use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options};
+
+/// How long an append may take before its outcome counts as unknown.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One connection that appends. Reads that a decision needs go over it too.
+#[derive(Debug)]
+pub struct Writer {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+    has_turn: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Another commit has this number: read the tail and decide again.
+    #[error("another commit took the number")]
+    Lost,
+    /// A command with one of these keys is in the log already.
+    #[error("a key is in use")]
+    KeyTaken,
+    /// The commit that this one follows is not in the log: the log is not the one that was read.
+    #[error("the log went back: the head is not in it")]
+    WentBack,
+    /// It may be in the log or not, or come in later. Settle it by sending the identical commit again.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// The database refused it, and it is not in the log.
+    #[error("refused by the database: {0}")]
+    Rejected(#[source] sqlx::Error),
+}
+
+impl Writer {
+    pub fn new(database_url: &str) -> Result<Self, StoreError> {
+        Ok(Self { options: options(database_url, "daybook_ledger")?, connection: None, has_turn: false })
+    }
+
+    /// Appends one commit. After [`Writer::take_turn`] it ends that turn, whatever comes of it.
+    pub async fn append(&mut self, commit: &Commit) -> Result<(), AppendError> {
+        let had_turn = std::mem::take(&mut self.has_turn);
+        let connection = self.connection().await.map_err(|error| AppendError::Unknown(error.to_string()))?;
+        let append = async {
+            insert(connection, commit).await?;
+            if had_turn {
+                sqlx::query("commit").execute(connection).await?;
+            }
+            Ok(())
+        };
+        match tokio_timeout(append).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.failed(had_turn, error).await),
+            Err(late) => {
+                self.connection = None;
+                Err(AppendError::Unknown(late))
+            }
+        }
+    }
+
+    /// Waits for the turn to append and reads what others have appended after `commit`, at most `events_max` events at
+    /// a time: call again while there is more. Only the holder of the turn can append until its next [`Writer::append`]
+    /// or [`Writer::give_turn_back`].
+    pub async fn take_turn(&mut self, commit: i64, events_max: i64) -> Result<Vec<Commit>, StoreError> {
+        let has_turn = self.has_turn;
+        let connection = self.connection().await?;
+        let read = async {
+            if !has_turn {
+                sqlx::query("begin").execute(&mut *connection).await?;
+                sqlx::query("select from ledger.turn for no key update").execute(&mut *connection).await?;
+            }
+            log::commits_after(connection, commit, events_max).await
+        };
+        let tail =
+            tokio_timeout(read).await.unwrap_or_else(|late| Err(StoreError::Database(sqlx::Error::Protocol(late))));
+        self.has_turn = tail.is_ok();
+        if tail.is_err() {
+            self.connection = None; // its transaction dies with it
+        }
+        tail
+    }
+
+    pub async fn give_turn_back(&mut self) {
+        if std::mem::take(&mut self.has_turn)
+            && let Some(connection) = &mut self.connection
+            && tokio_timeout(sqlx::query("rollback").execute(connection)).await.map_or(true, |done| done.is_err())
+        {
+            self.connection = None;
+        }
+    }
+
+    /// The chain of a commit, if it is in the log.
+    pub async fn chain_of(&mut self, commit: i64) -> Result<Option<Hash>, StoreError> {
+        let connection = self.connection().await?;
+        let found: Option<Vec<u8>> = self_heal(
+            tokio_timeout(
+                sqlx::query_scalar("select chain from ledger.commits where number = $1")
+                    .bind(commit)
+                    .fetch_optional(connection),
+            )
+            .await,
+        )?;
+        found.map(|chain| crate::record::sized("chain", chain)).transpose()
+    }
+
+    pub async fn head(&mut self) -> Result<Head, StoreError> {
+        let connection = self.connection().await?;
+        let query = "select number, last_position, chain, recorded_at from ledger.commits order by number desc limit 1";
+        let row = self_heal(tokio_timeout(sqlx::query(query).fetch_one(connection)).await)?;
+        log::head_from_row(&row)
+    }
+
+    /// See [`Log::stream`].
+    pub async fn stream(&mut self, aggregate_type: &str, aggregate_id: &str) -> Result<Vec<RecordedEvent>, StoreError> {
+        let connection = self.connection().await?;
+        log::stream(connection, aggregate_type, aggregate_id, i64::MAX).await
+    }
+
+    /// See [`Log::commands_of_keys`].
+    pub async fn commands_of_keys(&mut self, keys: &[[u8; 16]]) -> Result<Vec<RecordedEvent>, StoreError> {
+        let connection = self.connection().await?;
+        log::commands_of_keys(connection, keys).await
+    }
+
+    /// Forgets the connection: the next call makes a new one. An open turn is lost with it.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+        self.has_turn = false;
+    }
+
+    async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        if self.connection.is_none() {
+            self.has_turn = false;
+            let connecting = tokio_timeout(self.options.connect()).await;
+            self.connection = Some(self_heal(connecting)?);
+        }
+        Ok(self.connection.as_mut().expect("connected above"))
+    }
+
+    /// Sorts an error by what is known about the commit, and leaves the connection clean.
+    async fn failed(&mut self, had_turn: bool, error: sqlx::Error) -> AppendError {
+        let Some(refusal) = error.as_database_error() else {
+            self.connection = None;
+            return AppendError::Unknown(error.to_string());
+        };
+        let sorted = match (refusal.code().as_deref(), refusal.constraint()) {
+            (Some("23505"), Some("commits_pkey" | "commits_head")) => AppendError::Lost,
+            (Some("23505"), Some("events_key")) => AppendError::KeyTaken,
+            (Some("23503"), Some("commits_previous")) => AppendError::WentBack,
+            // Class 57, operator intervention, and class 08, connection: the server is going away, perhaps in the
+            // middle of the commit.
+            (Some(code), _) if code.starts_with("57") || code.starts_with("08") => {
+                self.connection = None;
+                return AppendError::Unknown(error.to_string());
+            }
+            _ => AppendError::Rejected(error),
+        };
+        if had_turn {
+            self.has_turn = true;
+            self.give_turn_back().await;
+        }
+        sorted
+    }
+}
+
+impl From<&Writer> for PgConnectOptions {
+    fn from(writer: &Writer) -> Self {
+        writer.options.clone()
+    }
+}
+
+async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+    let events = &commit.events;
+    let texts = |of: fn(&RecordedEvent) -> &str| events.iter().map(of).collect::<Vec<_>>();
+    let recorded_at = commit.head().recorded_at.date_time();
+    // json columns are bound as text and cast: sqlx would bind jsonb, which reorders keys.
+    sqlx::query(
+        "select ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+    )
+    .bind(commit.number)
+    .bind(commit.first)
+    .bind(commit.first - 1)
+    .bind(commit.previous_chain.as_slice())
+    .bind(commit.root.as_slice())
+    .bind(commit.chain.as_slice())
+    .bind(recorded_at)
+    .bind(texts(|event| &event.aggregate_type))
+    .bind(texts(|event| &event.aggregate_id))
+    .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
+    .bind(texts(|event| &event.event_type))
+    .bind(texts(|event| &event.event_version))
+    .bind(texts(|event| &event.payload))
+    .bind(texts(|event| &event.metadata))
+    .bind(events.iter().map(|event| event.command_id.uuid()).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.leaf_hash.as_slice()).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.key_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.request_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn tokio_timeout<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(PATIENCE, work).await.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))
+}
+
+fn self_heal<T>(outcome: Result<Result<T, sqlx::Error>, String>) -> Result<T, StoreError> {
+    match outcome {
+        Ok(answer) => Ok(answer?),
+        Err(late) => Err(StoreError::Database(sqlx::Error::Protocol(late))),
+    }
+}
+
+impl Log {
+    /// A reader beside a writer, over connections of its own in the same role.
+    pub async fn beside(writer: &Writer, connections: u32) -> Result<Self, StoreError> {
+        let pool =
+            sqlx::postgres::PgPoolOptions::new().max_connections(connections).connect_with(writer.into()).await?;
+        Ok(Self::new(pool))
+    }
+}
+
+/// Closes politely; a dropped connection would do as well.
+impl Writer {
+    pub async fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.close().await.ok();
+        }
+    }
+}

@@ -1,0 +1,138 @@
+-- The truth. Everything else in Daybook follows from these two tables, or is not about money.
+-- Written by ledger-engine through ledger.append, read by everyone; never updated, never deleted.
+
+-- Roles are cluster-wide, databases are many (each test has its own): create them once, whoever comes first.
+do $$
+declare
+    wanted text;
+begin
+    foreach wanted in array array[
+        'daybook_reader',    -- may read the log; every room that follows it is a member
+        'daybook_ledger',    -- ledger-engine: may append to the log
+        'daybook_access',    -- credentials
+        'daybook_projector', -- views
+        'daybook_webhooks',  -- webhook endpoints and deliveries
+        'daybook_workflows'  -- calls to the outside
+    ] loop
+        begin
+            execute format('create role %I nologin', wanted);
+        exception when duplicate_object or unique_violation then
+            null;
+        end;
+        begin
+            execute format('grant %I to %I', wanted, current_user);
+        exception when others then
+            null; -- a superuser is a member of everything, and may not be granted to itself
+        end;
+    end loop;
+    grant daybook_reader to daybook_ledger, daybook_projector, daybook_webhooks, daybook_workflows;
+exception when unique_violation then
+    null; -- another database's migration granted the same at the same moment
+end
+$$;
+
+create schema ledger;
+
+-- The one ledger in this database.
+create table ledger.identity (
+    id uuid primary key,
+    the_only_one boolean not null default true unique check (the_only_one)
+);
+
+-- One row per append. Appending is a compare-and-swap on `number`: of two writers, the second waits for the
+-- first one's row and then fails.
+create table ledger.commits (
+    number bigint primary key,
+    first_position bigint not null,
+    last_position bigint not null,
+    -- The commit that this one was decided upon. The foreign key refuses a gap, a fork, and a writer whose head
+    -- is not in this log.
+    previous_number bigint,
+    previous_last bigint,
+    previous_chain bytea,
+    root bytea not null check (length(root) = 32),   -- RFC 6962 tree hash over the leaves of its events
+    chain bytea not null check (length(chain) = 32), -- SHA-256(previous chain ‖ root ‖ first ‖ last)
+    recorded_at timestamptz not null,
+    constraint commits_head unique (number, last_position, chain),
+    constraint commits_previous foreign key (previous_number, previous_last, previous_chain)
+        references ledger.commits (number, last_position, chain),
+    constraint commits_follow check (
+        (number = 0 and first_position = 0 and last_position = 0 and previous_number is null)
+        or (0 < number and previous_number = number - 1 and previous_last is not null and previous_chain is not null
+            and first_position = previous_last + 1 and first_position <= last_position)
+    )
+);
+
+-- One row per event, for ever. The first seven columns are those that postgres-es reads.
+create table ledger.events (
+    aggregate_type text collate "C" not null,
+    aggregate_id text collate "C" not null, -- with its prefix: txn_…
+    sequence bigint not null check (0 < sequence),
+    event_type text collate "C" not null,
+    event_version text collate "C" not null,
+    payload json not null,                  -- json, not jsonb: the bytes stay as written, so they can be hashed
+    metadata json not null,
+    position bigint not null,               -- 1, 2, 3, …: given by the writer, held together by ledger.commits
+    commit_number bigint not null,
+    command_id uuid not null,               -- a command's events are contiguous
+    recorded_at timestamptz not null,
+    leaf_hash bytea not null check (length(leaf_hash) = 32),
+    key_hash bytea check (length(key_hash) = 16),         -- on a keyed command's first event
+    request_hash bytea check (length(request_hash) = 32), -- what the key was used for
+    constraint events_stream primary key (aggregate_type, aggregate_id, sequence),
+    constraint events_position unique (position)
+);
+-- A key is used once, for ever: this index is the judge, whatever any process remembers.
+create unique index events_key on ledger.events (key_hash) where key_hash is not null;
+
+-- Whose turn it is to append. Carries no correctness: without it a writer that lost once would go on losing.
+create table ledger.turn (the_only_one boolean primary key default true check (the_only_one));
+insert into ledger.turn default values;
+
+-- Appends one commit and its events. The commit row goes in first: it is the only place where two writers meet,
+-- and with events first two appends could deadlock.
+create function ledger.append(
+    p_number bigint, p_first bigint, p_previous_last bigint, p_previous_chain bytea, p_root bytea, p_chain bytea,
+    p_recorded_at timestamptz,
+    p_aggregate_types text[], p_aggregate_ids text[], p_sequences bigint[], p_event_types text[], p_event_versions text[],
+    p_payloads text[], p_metadata text[], p_command_ids uuid[], p_leaf_hashes bytea[], p_key_hashes bytea[],
+    p_request_hashes bytea[]
+) returns void language plpgsql as $$
+begin
+    perform 1 from ledger.turn for no key update;
+    insert into ledger.commits
+        (number, first_position, last_position, previous_number, previous_last, previous_chain, root, chain, recorded_at)
+    values (p_number, p_first, p_first + cardinality(p_sequences) - 1, p_number - 1, p_previous_last, p_previous_chain,
+            p_root, p_chain, p_recorded_at);
+    insert into ledger.events
+        (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, position, commit_number,
+         command_id, recorded_at, leaf_hash, key_hash, request_hash)
+    select e.aggregate_type, e.aggregate_id, e.sequence, e.event_type, e.event_version, e.payload::json, e.metadata::json,
+           p_first + e.place - 1, p_number, e.command_id, p_recorded_at, e.leaf_hash, e.key_hash, e.request_hash
+    from unnest(p_aggregate_types, p_aggregate_ids, p_sequences, p_event_types, p_event_versions, p_payloads, p_metadata,
+                p_command_ids, p_leaf_hashes, p_key_hashes, p_request_hashes) with ordinality
+         as e (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, command_id, leaf_hash,
+               key_hash, request_hash, place);
+end
+$$;
+
+-- Append-only twice over: no role has the right, and a trigger stops even the owner.
+create function ledger.refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception 'the log is append-only: % on %.% refused', tg_op, tg_table_schema, tg_table_name
+        using errcode = 'insufficient_privilege';
+end
+$$;
+create trigger append_only before update or delete or truncate on ledger.events
+    for each statement execute function ledger.refuse_change();
+create trigger append_only before update or delete or truncate on ledger.commits
+    for each statement execute function ledger.refuse_change();
+create trigger append_only before update or delete or truncate on ledger.identity
+    for each statement execute function ledger.refuse_change();
+
+revoke all on function ledger.append from public;
+grant usage on schema ledger to daybook_reader;
+grant select on ledger.identity, ledger.commits, ledger.events to daybook_reader;
+grant insert on ledger.commits, ledger.events to daybook_ledger;
+grant select, update on ledger.turn to daybook_ledger; -- `for no key update` needs the right to update
+grant execute on function ledger.append to daybook_ledger;
