@@ -143,6 +143,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: A
     let conversation = socket.conversation();
     let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
     let service = service_fn(move |request| {
+        conversation.handling();
         Box::pin(answer(request, peer, router.clone(), limits.clone(), conversation.clone()))
     });
     let mut connection = http1::Builder::new()
@@ -174,7 +175,6 @@ async fn answer(
     limits: Arc<Limits>,
     conversation: Arc<Conversation>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    conversation.handling();
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
     let id = RequestId::of(None, &parts.headers);
