@@ -11,7 +11,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
@@ -106,7 +106,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            turn_away(&stream);
+            turn_away(stream);
             continue;
         };
         let connection = converse(stream, peer, router.clone(), limits.clone(), shutdown.clone());
@@ -129,9 +129,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's buffer for a head must hold more than we accept, so that it is we who refuse. This is also its size for bodies.
 const BUFFER_MIN: usize = 64 * 1024;
 
-fn turn_away(stream: &TcpStream) {
+fn turn_away(stream: TcpStream) {
     tracing::debug!("turned a connection away: all places are taken");
-    let _ = stream.try_write(&Refusal::Overloaded.bytes(&RequestId::mint())); // an empty send buffer takes it whole, and more is not owed
+    // An empty send buffer takes the answer whole, without waiting; more is not owed. The runtime may not know yet that it is empty.
+    let _ = stream.into_std().and_then(|mut stream| stream.write(&Refusal::Overloaded.bytes(&RequestId::mint())));
 }
 
 /// One connection from its first byte to its last.
