@@ -12,6 +12,7 @@ mod record;
 mod writer;
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -26,6 +27,8 @@ pub use writer::{AppendError, Writer};
 pub enum StoreError {
     #[error("the database: {0}")]
     Database(#[from] sqlx::Error),
+    #[error("the database gave no answer within {} s", .0.as_secs())]
+    Late(Duration),
     #[error("the log holds what it cannot: {0}")]
     Corrupt(String),
 }

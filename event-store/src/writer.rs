@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::time::timeout;
 
 use crate::hash::Hash;
 use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options};
@@ -61,12 +62,12 @@ impl Writer {
             }
             Ok(())
         };
-        match tokio_timeout(append).await {
+        match timeout(PATIENCE, append).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.failed(had_turn, error).await),
-            Err(late) => {
+            Err(_) => {
                 self.connection = None;
-                Err(AppendError::Unknown(late))
+                Err(AppendError::Unknown(StoreError::Late(PATIENCE).to_string()))
             }
         }
     }
@@ -84,8 +85,7 @@ impl Writer {
             }
             log::commits_after(connection, commit, events_max).await
         };
-        let tail =
-            tokio_timeout(read).await.unwrap_or_else(|late| Err(StoreError::Database(sqlx::Error::Protocol(late))));
+        let tail = within(read).await;
         self.has_turn = tail.is_ok();
         if tail.is_err() {
             self.connection = None; // its transaction dies with it
@@ -96,7 +96,7 @@ impl Writer {
     pub async fn give_turn_back(&mut self) {
         if std::mem::take(&mut self.has_turn)
             && let Some(connection) = &mut self.connection
-            && tokio_timeout(sqlx::query("rollback").execute(connection)).await.map_or(true, |done| done.is_err())
+            && within(sqlx::query("rollback").execute(connection)).await.is_err()
         {
             self.connection = None;
         }
@@ -105,34 +105,29 @@ impl Writer {
     /// The chain of a commit, if it is in the log.
     pub async fn chain_of(&mut self, commit: i64) -> Result<Option<Hash>, StoreError> {
         let connection = self.connection().await?;
-        let found: Option<Vec<u8>> = self_heal(
-            tokio_timeout(
-                sqlx::query_scalar("select chain from ledger.commits where number = $1")
-                    .bind(commit)
-                    .fetch_optional(connection),
-            )
-            .await,
-        )?;
+        let query = sqlx::query_scalar("select chain from ledger.commits where number = $1").bind(commit);
+        let found: Option<Vec<u8>> = within(query.fetch_optional(connection)).await?;
         found.map(|chain| crate::record::sized("chain", chain)).transpose()
     }
 
-    pub async fn head(&mut self) -> Result<Head, StoreError> {
+    /// The head of an empty log: commit 0.
+    pub async fn genesis(&mut self) -> Result<Head, StoreError> {
         let connection = self.connection().await?;
-        let query = "select number, last_position, chain, recorded_at from ledger.commits order by number desc limit 1";
-        let row = self_heal(tokio_timeout(sqlx::query(query).fetch_one(connection)).await)?;
+        let query = "select number, last_position, chain, recorded_at from ledger.commits where number = 0";
+        let row = within(sqlx::query(query).fetch_one(connection)).await?;
         log::head_from_row(&row)
     }
 
     /// See [`Log::stream`].
     pub async fn stream(&mut self, aggregate_type: &str, aggregate_id: &str) -> Result<Vec<RecordedEvent>, StoreError> {
         let connection = self.connection().await?;
-        log::stream(connection, aggregate_type, aggregate_id, i64::MAX).await
+        within(log::stream(connection, aggregate_type, aggregate_id, i64::MAX)).await
     }
 
     /// See [`Log::commands_of_keys`].
     pub async fn commands_of_keys(&mut self, keys: &[[u8; 16]]) -> Result<Vec<RecordedEvent>, StoreError> {
         let connection = self.connection().await?;
-        log::commands_of_keys(connection, keys).await
+        within(log::commands_of_keys(connection, keys)).await
     }
 
     /// Forgets the connection: the next call makes a new one. An open turn is lost with it.
@@ -141,11 +136,17 @@ impl Writer {
         self.has_turn = false;
     }
 
+    /// Closes politely; a dropped connection would do as well.
+    pub async fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            within(connection.close()).await.ok();
+        }
+    }
+
     async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
         if self.connection.is_none() {
             self.has_turn = false;
-            let connecting = tokio_timeout(self.options.connect()).await;
-            self.connection = Some(self_heal(connecting)?);
+            self.connection = Some(within(self.options.connect()).await?);
         }
         Ok(self.connection.as_mut().expect("connected above"))
     }
@@ -173,12 +174,6 @@ impl Writer {
             self.give_turn_back().await;
         }
         sorted
-    }
-}
-
-impl From<&Writer> for PgConnectOptions {
-    fn from(writer: &Writer) -> Self {
-        writer.options.clone()
     }
 }
 
@@ -213,31 +208,21 @@ async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sq
     Ok(())
 }
 
-async fn tokio_timeout<T>(work: impl Future<Output = T>) -> Result<T, String> {
-    tokio::time::timeout(PATIENCE, work).await.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))
-}
-
-fn self_heal<T>(outcome: Result<Result<T, sqlx::Error>, String>) -> Result<T, StoreError> {
-    match outcome {
-        Ok(answer) => Ok(answer?),
-        Err(late) => Err(StoreError::Database(sqlx::Error::Protocol(late))),
+/// Bounds a wait for the database.
+async fn within<T, E: Into<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
+    match timeout(PATIENCE, work).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(StoreError::Late(PATIENCE)),
     }
 }
 
 impl Log {
     /// A reader beside a writer, over connections of its own in the same role.
     pub async fn beside(writer: &Writer, connections: u32) -> Result<Self, StoreError> {
-        let pool =
-            sqlx::postgres::PgPoolOptions::new().max_connections(connections).connect_with(writer.into()).await?;
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(connections)
+            .connect_with(writer.options.clone())
+            .await?;
         Ok(Self::new(pool))
-    }
-}
-
-/// Closes politely; a dropped connection would do as well.
-impl Writer {
-    pub async fn close(mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.close().await.ok();
-        }
     }
 }

@@ -19,6 +19,8 @@ pub struct Timestamp(i64);
 pub struct InvalidTimestamp;
 
 impl Timestamp {
+    pub const EPOCH: Self = Self(0);
+
     pub fn from_micros(micros: i64) -> Result<Self, InvalidTimestamp> {
         let nanos = i128::from(micros).checked_mul(1_000).ok_or(InvalidTimestamp)?;
         Self::try_from(OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| InvalidTimestamp)?)

@@ -1,0 +1,295 @@
+//! The one task that decides and appends.
+//!
+//! The book is only ever at the log's head, or ahead of it by the batch that is being appended. Every failure of an
+//! append is sorted into one of: lost to another engine (read its commits, decide again), a key that was used before
+//! the memory of this process (look it up, decide again), refused (nothing happened, say so), unknown (send the
+//! identical commit until its fate is known).
+
+use std::time::Duration;
+
+use cqrs_es::Aggregate;
+use event_store::{AppendError, Commit, Head, Log, StoreError, Writer};
+use ledger_core::{Book, Event, Timestamp, Transaction, TransactionId};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::batch::Batch;
+use crate::keys::RecentKeys;
+use crate::ledger::{CommandError, EngineError, Job, Settings};
+
+/// How many events are read from the log at a time.
+const PAGE: i64 = 2_000;
+
+/// Between attempts to reach a database that is away: doubled up to the second figure.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+pub(crate) struct Engine {
+    writer: Writer,
+    book: Book,
+    keys: RecentKeys,
+    head: Head,
+    settings: Settings,
+}
+
+/// The engine cannot go on: its head is not in the log.
+struct LogWentBack;
+
+impl Engine {
+    pub(crate) fn new(writer: Writer, settings: Settings) -> Self {
+        let nowhere = Head { position: 0, commit: -1, chain: [0; 32], recorded_at: Timestamp::EPOCH };
+        Self { writer, book: Book::default(), keys: RecentKeys::new(settings.keys_max), head: nowhere, settings }
+    }
+
+    /// Folds the whole log into the book.
+    pub(crate) async fn replay(&mut self, log: &Log) -> Result<(), EngineError> {
+        self.head = self.writer.genesis().await?;
+        loop {
+            let page = log.commits_after(self.head.commit, PAGE).await?;
+            if page.is_empty() {
+                tracing::info!(position = self.head.position, commit = self.head.commit, "the book is at the head");
+                return Ok(());
+            }
+            for commit in page {
+                self.absorb(&commit)?;
+            }
+        }
+    }
+
+    /// Runs until no handle is left or the log turns out to be another one.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::with_capacity(self.settings.batch_max);
+        while 0 < commands.recv_many(&mut jobs, self.settings.batch_max).await {
+            jobs.retain(|job| job.stage.take());
+            if jobs.is_empty() {
+                continue;
+            }
+            if self.process(std::mem::take(&mut jobs)).await.is_err() {
+                tracing::error!(
+                    position = self.head.position,
+                    commit = self.head.commit,
+                    "the log went back: the head that was acknowledged is not in it. The engine stops; find out which \
+                     database this is before starting it again"
+                );
+                return; // callers that wait see the channel close
+            }
+        }
+        self.writer.close().await;
+    }
+
+    /// Brings a group of commands to their end and answers all of them.
+    async fn process(&mut self, jobs: Vec<Job>) -> Result<(), LogWentBack> {
+        let mut has_turn = false;
+        let mut reads = Patience::new();
+        loop {
+            let looked_at = match self.look_at_ended(&jobs).await {
+                Ok(ids) => ids,
+                Err(error) if reads.allow_another(&error).await => {
+                    self.writer.disconnect();
+                    has_turn = false;
+                    continue;
+                }
+                Err(error) => {
+                    self.give_up(jobs, &error);
+                    return Ok(());
+                }
+            };
+            let batch = Batch::decide(&mut self.book, &self.keys, jobs.iter().map(|job| &job.command));
+            let appended = if batch.drafts.is_empty() {
+                if batch.refuses_without_a_trace() && !has_turn {
+                    Err(Again::Lost) // another engine may have changed what was refused
+                } else {
+                    self.writer.give_turn_back().await;
+                    Ok(None)
+                }
+            } else {
+                let commit = Commit::seal(&self.head, now(), &batch.drafts);
+                self.append(&commit).await.map(|()| Some(commit))
+            };
+            if appended.is_err() {
+                self.book.take_back();
+            }
+            self.book.look_away(looked_at);
+            match appended {
+                Ok(commit) => {
+                    self.book.keep();
+                    if let Some(commit) = &commit {
+                        self.head = commit.head();
+                        commit.events.iter().for_each(|event| self.keys.remember_event(event));
+                    }
+                    for (job, answer) in jobs.into_iter().zip(batch.answers(commit)) {
+                        job.answer.send(answer).ok(); // a caller that left has its answer under its key
+                    }
+                    return Ok(());
+                }
+                Err(Again::Lost) => match self.catch_up().await {
+                    Ok(()) => has_turn = true,
+                    Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
+                    Err(error) => {
+                        self.give_up(jobs, &error);
+                        return Ok(());
+                    }
+                },
+                Err(Again::KeyTaken) => {
+                    has_turn = false;
+                    match self.look_up_keys(&jobs).await {
+                        Ok(()) => {}
+                        Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
+                        Err(error) => {
+                            self.give_up(jobs, &error);
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(Again::Never(error)) => {
+                    self.give_up(jobs, &error);
+                    return Ok(());
+                }
+                Err(Again::WentBack) => return Err(LogWentBack),
+            }
+        }
+    }
+
+    /// Appends, and does not come back before it is known what became of it.
+    async fn append(&mut self, commit: &Commit) -> Result<(), Again> {
+        let mut pause = PAUSES.0;
+        let mut sent_before = false;
+        loop {
+            match self.writer.append(commit).await {
+                Ok(()) => return Ok(()),
+                Err(AppendError::Unknown(reason)) => {
+                    // Nothing may be decided until this is settled, and reading proves nothing: the old backend may
+                    // still be at it. The identical commit either goes in or collides with itself.
+                    tracing::warn!(
+                        commit = commit.number,
+                        reason,
+                        "the outcome of an append is unknown; sending it again"
+                    );
+                    sent_before = true;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+                Err(AppendError::Lost) if sent_before => match self.writer.chain_of(commit.number).await {
+                    Ok(Some(chain)) if chain == commit.chain => return Ok(()),
+                    Ok(_) => return Err(Again::Lost),
+                    Err(error) => {
+                        tracing::warn!(commit = commit.number, %error, "asking whose commit it is failed; asking again");
+                        self.writer.disconnect();
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(PAUSES.1);
+                    }
+                },
+                Err(AppendError::Lost) => return Err(Again::Lost),
+                Err(AppendError::KeyTaken) => return Err(Again::KeyTaken),
+                Err(AppendError::WentBack) => return Err(Again::WentBack),
+                Err(AppendError::Rejected(error)) => return Err(Again::Never(StoreError::Database(error).into())),
+            }
+        }
+    }
+
+    /// Takes the turn and reads what other engines have appended. The next append cannot lose.
+    async fn catch_up(&mut self) -> Result<(), EngineError> {
+        loop {
+            let tail = self.writer.take_turn(self.head.commit, PAGE).await?;
+            if tail.is_empty() {
+                return Ok(());
+            }
+            for commit in tail {
+                self.absorb(&commit)?;
+            }
+        }
+    }
+
+    /// Folds a commit of the log in. It must follow the head.
+    fn absorb(&mut self, commit: &Commit) -> Result<(), EngineError> {
+        if commit.number != self.head.commit + 1 || commit.previous_chain != self.head.chain {
+            return Err(EngineError::Chain { commit: commit.number });
+        }
+        for recorded in &commit.events {
+            let read = recorded.read();
+            let event = read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })?;
+            self.book.apply(&event);
+            self.keys.remember_event(recorded);
+        }
+        self.book.keep();
+        self.head = commit.head();
+        Ok(())
+    }
+
+    /// Lays the ended transactions that commands are about beside the pending ones, each folded from its own stream.
+    async fn look_at_ended(&mut self, jobs: &[Job]) -> Result<Vec<TransactionId>, EngineError> {
+        let mut looked_at = Vec::new();
+        for id in jobs.iter().filter_map(|job| job.command.ends()) {
+            if self.book.transaction(id).is_some() {
+                continue;
+            }
+            let mut transaction = Transaction::default();
+            for recorded in self.writer.stream(Transaction::TYPE, &id.to_string()).await? {
+                let read = recorded.read();
+                match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
+                    Event::Transaction(_, event) => transaction.apply(event),
+                    _ => unreachable!("a transaction's stream holds its events"),
+                }
+            }
+            self.book.look_at(id, transaction);
+            looked_at.push(id);
+        }
+        Ok(looked_at)
+    }
+
+    /// Asks the log which of the batch's keys it knows, in one look-up.
+    async fn look_up_keys(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
+        let keys: Vec<_> = jobs.iter().filter_map(|job| job.command.key.map(|key| key.hash)).collect();
+        for event in self.writer.commands_of_keys(&keys).await? {
+            self.keys.remember_event(&event);
+        }
+        Ok(())
+    }
+
+    /// Nothing of the batch is in the log, and nothing will be.
+    fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
+        tracing::error!(%error, commands = jobs.len(), "a batch could not be appended; it is not in the log");
+        self.book.take_back();
+        self.writer.disconnect();
+        for job in jobs {
+            job.answer.send(Err(CommandError::Unavailable)).ok();
+        }
+    }
+}
+
+/// Why a batch is not in the log, and what helps.
+enum Again {
+    Lost,
+    KeyTaken,
+    WentBack,
+    Never(EngineError),
+}
+
+/// How often reading for one group is tried again while the database is away. A group is not appended without it,
+/// so giving up is safe: nothing has happened.
+struct Patience {
+    pause: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { pause: PAUSES.0, until: Instant::now() + Duration::from_secs(10) }
+    }
+
+    /// Waits a little, and says whether trying again can help.
+    async fn allow_another(&mut self, error: &EngineError) -> bool {
+        let passing = matches!(error, EngineError::Store(StoreError::Database(_) | StoreError::Late(_)));
+        if !passing || self.until <= Instant::now() {
+            return false;
+        }
+        tracing::warn!(%error, "reading the log failed; trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSES.1);
+        true
+    }
+}
+
+fn now() -> Timestamp {
+    OffsetDateTime::now_utc().try_into().expect("the clock is between the years 1 and 9999")
+}
