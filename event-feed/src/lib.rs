@@ -1,1 +1,15 @@
-//! event-feed
+//! The road from the log to everyone who follows it.
+//!
+//! Between event-store and the consumers (projector, webhook-dispatcher, workflows). [`relay`] carries commits from
+//! the log to JetStream; [`Follow`] gives a consumer every commit once, in order, from the bus while it is there and
+//! from Postgres whenever it is not. The bus only makes it faster and cheaper: nothing is lost with it.
+//!
+//! Left out: what an event means, and the consumer's checkpoint, which is kept with the effects it belongs to.
+
+mod bus;
+mod follow;
+pub mod relay;
+
+pub use bus::FeedSettings;
+pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError};
+pub use follow::{FeedError, Follow};

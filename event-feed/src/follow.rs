@@ -1,0 +1,341 @@
+//! Following the log: every commit after a given one, once, in order, without a gap.
+//!
+//! Live commits come over the bus. A message is believed only if it is the very next commit and its hashes follow
+//! from the last one's; anything else (a gap, a long commit, garbage, another history) is a hint to read Postgres.
+//! Twice a second Postgres is asked for its head in any case, for nothing else shows that the last message was lost.
+//!
+//! # What the bus is not trusted with
+//! No durable consumer and no acknowledgement: how far a consumer has come is its own checkpoint, kept with its
+//! effects. The consumer made here may vanish at any moment and is made again from the next wanted commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use event_store::hash::{self, Hash};
+use event_store::{Commit, Log, StoreError};
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::bus;
+use crate::bus::FeedSettings;
+
+/// A contiguous run of commits for one consumer.
+#[derive(Debug)]
+pub struct Follow {
+    log: Log,
+    settings: FeedSettings,
+    /// The last commit that was handed out.
+    last: i64,
+    /// Where that commit ends; read when it is first needed.
+    end: Option<End>,
+    /// Postgres may have more than was handed out, and is asked before the bus.
+    behind: bool,
+    bus: Option<Bus>,
+    looked: Instant,
+    /// The head at the last look.
+    head: i64,
+    /// Whether the bus gave the next commit since the last look.
+    heard: bool,
+    /// After a failure: not before then, and how long after the next one.
+    resume: Instant,
+    pause: Duration,
+}
+
+/// Why there is no next page. [`FeedError::is_final`] says whether asking again can help.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log does not hold the commit that the consumer last had: it was set back, or is another log.
+    #[error("the log went back: commit {commit} is not in it as it was followed")]
+    WentBack { commit: i64 },
+}
+
+/// Events in one page; a single commit may have more.
+const PAGE_EVENTS: i64 = 1_000;
+
+/// How often Postgres is asked for the head beside a live bus, and without one.
+const LOOK_LIVE: Duration = Duration::from_millis(500);
+const LOOK_ALONE: Duration = Duration::from_millis(50);
+
+/// Pauses after a failure.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Commits that wait between the bus and the consumer: with messages of at most 256 KiB a bound on memory as well.
+const WAITING_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug)]
+struct End {
+    position: i64,
+    chain: Hash,
+}
+
+/// The live side: a task that reads the stream and hands over what it finds, `None` for what cannot be read.
+#[derive(Debug)]
+struct Bus {
+    messages: mpsc::Receiver<Option<Commit>>,
+    shared: Arc<Shared>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The next commit that is of use.
+    wanted: AtomicI64,
+    /// Whether there is a consumer on the stream.
+    live: AtomicBool,
+}
+
+impl Follow {
+    /// Starts after a commit: 0 for the whole log. Nothing is asked of anyone before the first [`Follow::next`].
+    #[expect(clippy::unused_async, reason = "a start that connects first must not change every consumer")]
+    pub async fn start(log: Log, settings: FeedSettings, after_commit: i64) -> Self {
+        let now = Instant::now();
+        Self {
+            log,
+            settings,
+            last: after_commit,
+            end: None,
+            behind: true,
+            bus: None,
+            looked: now,
+            head: after_commit,
+            heard: false,
+            resume: now,
+            pause: PAUSE_MIN,
+        }
+    }
+
+    /// The next page: one whole commit at least, at most some 1,000 events; waits until there is one.
+    ///
+    /// Dropping the future loses nothing. After an error the next call waits a little by itself, so a consumer may
+    /// simply ask again.
+    pub async fn next(&mut self) -> Result<Vec<Arc<Commit>>, FeedError> {
+        sleep_until(self.resume).await;
+        let page = self.page().await;
+        match &page {
+            Ok(_) => self.pause = PAUSE_MIN,
+            Err(_) => {
+                self.resume = Instant::now() + self.pause;
+                self.pause = PAUSE_MAX.min(self.pause * 2);
+            }
+        }
+        page
+    }
+
+    async fn page(&mut self) -> Result<Vec<Arc<Commit>>, FeedError> {
+        let mut end = self.end().await?;
+        loop {
+            if self.behind {
+                let commits = self.log.commits_after(self.last, PAGE_EVENTS).await?;
+                if !commits.is_empty() {
+                    return self.take_from_log(end, commits);
+                }
+                self.behind = false;
+                self.looked = Instant::now();
+                self.listen();
+            }
+            let look = if self.is_live() { LOOK_LIVE } else { LOOK_ALONE };
+            tokio::select! {
+                biased; // what has arrived already is cheaper than a question
+                arrived = hear(&mut self.bus) => match arrived {
+                    Some(message) => {
+                        let page = self.take_from_bus(&mut end, message);
+                        if !page.is_empty() {
+                            return Ok(page);
+                        }
+                    }
+                    None => {
+                        // The live side is gone, which only a panic of its task can do: begin it again.
+                        self.bus = None;
+                        self.behind = true;
+                    }
+                },
+                () = sleep_until(self.looked + look) => self.look().await?,
+            }
+        }
+    }
+
+    /// Where the last commit ends.
+    async fn end(&mut self) -> Result<End, FeedError> {
+        if let Some(end) = self.end {
+            return Ok(end);
+        }
+        let end = if self.last == 0 {
+            End { position: 0, chain: hash::genesis(self.log.ledger_id().await?) }
+        } else {
+            let found = self.log.commits_after(self.last - 1, 1).await?.into_iter().next();
+            let found = found.filter(|commit| commit.number == self.last);
+            let commit = found.ok_or(FeedError::WentBack { commit: self.last })?;
+            End { position: commit.last, chain: commit.chain }
+        };
+        self.end = Some(end);
+        Ok(end)
+    }
+
+    fn take_from_log(&mut self, mut end: End, commits: Vec<Commit>) -> Result<Vec<Arc<Commit>>, FeedError> {
+        for (number, commit) in (self.last + 1..).zip(&commits) {
+            if commit.number != number || commit.previous_chain != end.chain {
+                return Err(FeedError::WentBack { commit: number - 1 });
+            }
+            end = End { position: commit.last, chain: commit.chain };
+        }
+        Ok(self.hand_out(end, commits.into_iter().map(Arc::new).collect()))
+    }
+
+    /// Takes a message and what has arrived behind it, as far as it follows.
+    fn take_from_bus(&mut self, end: &mut End, message: Option<Commit>) -> Vec<Arc<Commit>> {
+        let mut message = Some(message);
+        let mut page = Vec::new();
+        let mut events = 0;
+        let mut last = self.last;
+        while let Some(arrived) = message {
+            match arrived {
+                Some(commit) if commit.number <= last => {} // read in Postgres meanwhile
+                Some(commit) if follows(&commit, last, end) => {
+                    last = commit.number;
+                    *end = End { position: commit.last, chain: commit.chain };
+                    events += commit.last - commit.first + 1;
+                    page.push(Arc::new(commit));
+                }
+                _ => {
+                    self.behind = true;
+                    break;
+                }
+            }
+            if PAGE_EVENTS <= events {
+                break;
+            }
+            message = self.bus.as_mut().and_then(|bus| bus.messages.try_recv().ok());
+        }
+        if !page.is_empty() {
+            self.heard = true;
+            return self.hand_out(*end, page);
+        }
+        page
+    }
+
+    fn hand_out(&mut self, end: End, page: Vec<Arc<Commit>>) -> Vec<Arc<Commit>> {
+        self.last = page.last().expect("only pages with commits are handed out").number;
+        self.end = Some(end);
+        if let Some(bus) = &self.bus {
+            bus.shared.wanted.store(self.last + 1, Ordering::Relaxed);
+        }
+        page
+    }
+
+    /// Asks Postgres for the head. What it has more than we do may be on its way over a live bus, unless it has been
+    /// for a while or the bus is silent.
+    async fn look(&mut self) -> Result<(), FeedError> {
+        let head = self.log.head().await?.commit;
+        if head < self.last {
+            return Err(FeedError::WentBack { commit: self.last });
+        }
+        let under_way = self.is_live() && self.heard && self.head <= self.last;
+        self.behind = self.last < head && !under_way;
+        self.head = head;
+        self.heard = false;
+        self.looked = Instant::now();
+        Ok(())
+    }
+
+    /// Starts the live side, once Postgres has been read to its end.
+    fn listen(&mut self) {
+        let Some(url) = self.settings.nats_url.clone().filter(|_| self.bus.is_none()) else { return };
+        let (sender, messages) = mpsc::channel(WAITING_MAX);
+        let shared = Arc::new(Shared { wanted: AtomicI64::new(self.last + 1), live: AtomicBool::new(false) });
+        let task = tokio::spawn(listen(url, self.settings.stream.clone(), shared.clone(), sender));
+        self.bus = Some(Bus { messages, shared, _task: AbortOnDropHandle::new(task) });
+    }
+
+    fn is_live(&self) -> bool {
+        self.bus.as_ref().is_some_and(|bus| bus.shared.live.load(Ordering::Relaxed))
+    }
+}
+
+impl FeedError {
+    /// Asking again cannot help: what this consumer made of the log does not belong to the log that is there.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::WentBack { .. })
+    }
+}
+
+/// Whether this is the very next commit, whole, of the same history.
+fn follows(commit: &Commit, last: i64, end: &End) -> bool {
+    let leaves: Vec<_> = commit.events.iter().map(|event| event.leaf_hash).collect();
+    let positions = commit.events.iter().zip(commit.first..);
+    let whole = !leaves.is_empty() && i64::try_from(leaves.len()).is_ok_and(|count| commit.first + count - 1 == commit.last);
+    whole
+        && commit.number == last + 1
+        && commit.first == end.position + 1
+        && commit.previous_chain == end.chain
+        && commit.chain == hash::chain(&end.chain, &commit.root, commit.first, commit.last)
+        && commit.root == hash::root(&leaves)
+        && positions.into_iter().all(|(event, position)| {
+            event.position == position && event.commit == commit.number && event.leaf() == event.leaf_hash
+        })
+}
+
+/// The next message of the live side, or nothing for ever where there is none.
+async fn hear(bus: &mut Option<Bus>) -> Option<Option<Commit>> {
+    match bus {
+        Some(bus) => bus.messages.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the stream for as long as anyone wants what it finds, through every absence of the bus.
+async fn listen(url: String, stream: String, shared: Arc<Shared>, messages: mpsc::Sender<Option<Commit>>) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let Err(error) = session(&url, &stream, &shared, &messages).await else { return };
+        if shared.live.swap(false, Ordering::Relaxed) {
+            pause = PAUSE_MIN;
+            tracing::info!(stream, error = error.to_string(), "the bus is away: following Postgres alone");
+        }
+        sleep(pause).await;
+        pause = PAUSE_MAX.min(pause * 2);
+    }
+}
+
+/// Reads the stream over one connection. `Ok` when nobody listens any more.
+async fn session(
+    url: &str,
+    stream: &str,
+    shared: &Shared,
+    messages: &mpsc::Sender<Option<Commit>>,
+) -> Result<(), async_nats::Error> {
+    let jetstream = bus::connect(url, "daybook follower").await?;
+    let stream = jetstream.get_stream(stream).await?;
+    let base = bus::base(&stream.cached_info().config).ok_or("a stream without a base")?;
+    let wanted = shared.wanted.load(Ordering::Relaxed);
+    let start_sequence = u64::try_from(wanted - base).unwrap_or(0).max(1);
+    let consumer = stream
+        .create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+            ack_policy: AckPolicy::None,
+            inactive_threshold: Duration::from_secs(30),
+            memory_storage: true,
+            ..Default::default()
+        })
+        .await?;
+    let pulled = consumer.stream().max_messages_per_batch(WAITING_MAX).heartbeat(Duration::from_secs(1));
+    let mut pulled = pulled.expires(Duration::from_secs(10)).messages().await?;
+    shared.live.store(true, Ordering::Relaxed);
+    while let Some(message) = pulled.next().await {
+        let message = message?;
+        let sequence = message.info()?.stream_sequence;
+        if base + i64::try_from(sequence)? < shared.wanted.load(Ordering::Relaxed) {
+            continue;
+        }
+        if messages.send(bus::read(&message.payload).ok()).await.is_err() {
+            return Ok(());
+        }
+    }
+    Err("the stream of messages ended".into())
+}

@@ -1,0 +1,208 @@
+//! The relay: carries committed events from the log to the stream, one message for each commit, in order.
+//!
+//! There is no outbox table: the log is the outbox, and the stream's last sequence is the cursor. Each publish names
+//! the sequence it must follow, so of two relays only one gets a commit in, and nothing is published twice or skipped.
+//! A stream that is gone, far behind, of another history or of another shape is made anew from the head: followers
+//! read what they miss in Postgres.
+//!
+//! # Why it polls
+//! `notify` in the append would take a lock across the whole cluster at every commit, on the one road that all
+//! commits share. Asking an index for what comes after a number costs some 50 µs, here and not there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, ErrorCode, stream};
+use event_store::{Head, Log};
+use runtime::shutdown::Shutdown;
+use tokio::time::sleep;
+
+use crate::bus;
+use crate::bus::FeedSettings;
+
+/// Carries the log to the bus until a stop is wanted. Either of the two may go away and come back meanwhile.
+pub async fn run(log: Log, settings: FeedSettings, shutdown: Shutdown) -> anyhow::Result<()> {
+    Relay::new(log, settings).run(shutdown).await
+}
+
+/// As [`run`], with a way to ask how it is.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    log: Log,
+    settings: FeedSettings,
+    connected: Arc<AtomicBool>,
+}
+
+/// Events in one page, all of which are in flight at once.
+const PAGE_EVENTS: i64 = 500;
+
+/// Pauses between two looks at a log that had nothing new. The longest is what an idle system's event waits at most.
+const LOOK_MIN: Duration = Duration::from_millis(1);
+const LOOK_MAX: Duration = Duration::from_millis(20);
+
+/// Pauses after a failure.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a relay that met another one leaves it alone.
+const STANDBY: Duration = Duration::from_millis(250);
+
+/// A stream further behind the log than this is not filled up any more: followers are past that in Postgres.
+const BEHIND_MAX: i64 = 20_000;
+
+/// Where the stream stands.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    base: i64,
+    /// The last commit that is, or was, in the stream.
+    relayed: i64,
+}
+
+/// Another relay got a commit in before us.
+#[derive(Debug)]
+struct Fenced;
+
+impl Relay {
+    pub fn new(log: Log, settings: FeedSettings) -> Self {
+        Self { log, settings, connected: Arc::default() }
+    }
+
+    /// Whether there is a stream at the moment that commits are, or can be, published to.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    pub async fn run(&self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let url = self.settings.nats_url.as_deref().context("a relay needs the address of a bus")?;
+        let mut pause = PAUSE_MIN;
+        loop {
+            // What a stop cuts off is in the log, and the next relay finds by the stream's last sequence where to go on.
+            let ended = tokio::select! {
+                () = shutdown.requested() => None,
+                Err(error) = self.session(url) => Some(error),
+            };
+            let was_connected = self.connected.swap(false, Ordering::Relaxed);
+            let Some(error) = ended else { return Ok(()) };
+            if was_connected {
+                pause = PAUSE_MIN;
+                tracing::warn!(error = format!("{error:#}"), "the relay is cut off; it tries again until it is not");
+            } else {
+                tracing::debug!(error = format!("{error:#}"), "the relay is still cut off");
+            }
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                () = sleep(pause) => pause = PAUSE_MAX.min(pause * 2),
+            }
+        }
+    }
+
+    /// Relays over one connection until something fails.
+    async fn session(&self, url: &str) -> anyhow::Result<std::convert::Infallible> {
+        let jetstream = bus::connect(url, "daybook relay").await.context("connecting to the bus")?;
+        loop {
+            let cursor = self.adopt(&jetstream).await?;
+            if !self.connected.swap(true, Ordering::Relaxed) {
+                tracing::info!(stream = self.settings.stream, base = cursor.base, commit = cursor.relayed, "relaying");
+            }
+            let Fenced = self.relay(&jetstream, cursor).await?;
+            tracing::debug!(stream = self.settings.stream, "another relay is at work");
+            sleep(STANDBY).await;
+        }
+    }
+
+    /// Publishes what comes after the cursor, until another relay gets in between or something fails.
+    async fn relay(&self, jetstream: &jetstream::Context, mut cursor: Cursor) -> anyhow::Result<Fenced> {
+        let subject = bus::subject(&self.settings.stream, cursor.base);
+        let mut look = LOOK_MIN;
+        loop {
+            let commits = self.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
+            if commits.is_empty() {
+                sleep(look).await;
+                look = LOOK_MAX.min(look * 2);
+                continue;
+            }
+            look = LOOK_MIN;
+            let mut acks = Vec::with_capacity(commits.len());
+            for commit in &commits {
+                // If one is refused, so are all behind it: none of them can follow what is not there.
+                let message = PublishMessage::build()
+                    .expected_last_sequence(cursor.sequence_of(commit.number - 1))
+                    .payload(bus::write(commit));
+                acks.push(jetstream.send_publish(subject.clone(), message).await.context("publishing")?);
+            }
+            for (commit, ack) in commits.iter().zip(acks) {
+                match ack.await {
+                    Ok(ack) if ack.sequence == cursor.sequence_of(commit.number) => cursor.relayed = commit.number,
+                    Ok(ack) => anyhow::bail!("commit {} came to lie at sequence {}", commit.number, ack.sequence),
+                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => return Ok(Fenced),
+                    Err(error) => return Err(error).context("publishing"),
+                }
+            }
+        }
+    }
+
+    /// Finds the stream where it was left, or makes it anew from the head.
+    async fn adopt(&self, jetstream: &jetstream::Context) -> anyhow::Result<Cursor> {
+        let name = &self.settings.stream;
+        let head = self.log.head().await.context("reading the log's head")?;
+        match jetstream.get_stream(name).await {
+            Ok(found) => match self.examine(&found, &head).await? {
+                Ok(cursor) => return Ok(cursor),
+                Err(reason) => {
+                    tracing::warn!(stream = name, reason, "the stream is made anew");
+                    jetstream.delete_stream(name).await.context("deleting the stream")?;
+                }
+            },
+            Err(error) if is_absent(&error.kind()) => {}
+            Err(error) => return Err(error).context("looking for the stream"),
+        }
+        // Another relay may do the same at this moment: made twice alike it is one stream, and unlike it is an error here.
+        let made = jetstream.create_stream(bus::config(name, head.commit)).await.context("making the stream")?;
+        let examined = self.examine(&made, &head).await?;
+        examined.map_err(|reason| anyhow::anyhow!("the bus did not make the stream that was asked for: {reason}"))
+    }
+
+    /// Where a stream stands, or why it cannot be gone on with.
+    async fn examine(&self, found: &stream::Stream, head: &Head) -> anyhow::Result<Result<Cursor, String>> {
+        let stream::Info { config, state, .. } = found.cached_info();
+        let Some(base) = bus::base(config) else { return Ok(Err("it has no base".to_owned())) };
+        if let Some(field) = bus::difference(&bus::config(&self.settings.stream, base), config) {
+            return Ok(Err(format!("its {field} is not what is asked for")));
+        }
+        let relayed = base + i64::try_from(state.last_sequence).context("a sequence beyond all commits")?;
+        if head.commit < relayed {
+            // The other relay may have been quicker than our look at the head.
+            let now = self.log.head().await.context("reading the log's head")?;
+            if now.commit < relayed {
+                return Ok(Err(format!("it is at commit {relayed}, the log at {}", now.commit)));
+            }
+        }
+        if BEHIND_MAX < head.commit - relayed {
+            return Ok(Err(format!("it is {} commits behind", head.commit - relayed)));
+        }
+        if 0 < state.messages
+            && let Ok(last) = found.get_raw_message(state.last_sequence).await
+        {
+            let in_log = self.log.commits_after(relayed - 1, 1).await.context("reading the log")?;
+            let chain = in_log.first().map(|commit| commit.chain);
+            if bus::read(&last.payload).ok().map(|commit| commit.chain) != chain {
+                return Ok(Err(format!("its commit {relayed} is not the log's")));
+            }
+        }
+        Ok(Ok(Cursor { base, relayed }))
+    }
+}
+
+impl Cursor {
+    fn sequence_of(&self, commit: i64) -> u64 {
+        u64::try_from(commit - self.base).expect("commits are relayed from the base on")
+    }
+}
+
+fn is_absent(kind: &GetStreamErrorKind) -> bool {
+    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
