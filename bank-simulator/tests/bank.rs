@@ -215,11 +215,11 @@ async fn copies_come_apart_and_late_as_wished() {
     let (bank, merchant) = (Bank::open().await, Merchant::listen(&[]).await);
     bank.register("t1", &merchant).await;
     let begun = Instant::now();
-    let wish = json!({ "copies": 3, "delayMs": 300, "delayEachMs": 200 });
+    let wish = json!({ "copies": 3, "delayMs": 1000, "delayEachMs": 200 });
     assert_eq!(bank.simulate("t1", "success", wish).await.0, 200);
-    assert!(begun.elapsed() < Duration::from_millis(300), "the answer does not wait for the callbacks");
+    assert!(merchant.seen().is_empty(), "the answer does not wait for the callbacks");
     let callbacks = merchant.callbacks(3).await;
-    for (callback, earliest) in callbacks.iter().zip([300, 500, 700]) {
+    for (callback, earliest) in callbacks.iter().zip([1000, 1200, 1400]) {
         callback.is_signed();
         assert!(Duration::from_millis(earliest) <= callback.at - begun, "{:?}", callback.at - begun);
     }
@@ -295,7 +295,7 @@ async fn a_token_that_stays_unknown_is_404_after_five_seconds() {
     let bank = Bank::open().await;
     let begun = Instant::now();
     let (simulated, shown) = tokio::join!(bank.simulate("t1", "success", json!({})), bank.get("/bank/pay/t1"));
-    assert!((5..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((5..15).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     for (status, problem) in [simulated, shown] {
         assert_eq!((status, &problem["type"]), (404, &json!("/problems/payment-not-found")));
         assert!(problem["requestId"].is_string() && problem["instance"].as_str().unwrap().starts_with("/bank/"));
