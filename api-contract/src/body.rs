@@ -1,0 +1,273 @@
+//! Wallets and transactions as API.md shows them, folded from their events.
+//!
+//! Command answers, views and webhooks are made of the same bodies, so they cannot tell different stories.
+//! They are stored as JSON by those who keep them, hence read back as well. What follows an impossible event
+//! is a panic: that would be corrupt history.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use ledger_core::{
+    Amount, Balance, Currency, Direction, Entries, Entry, Failure, Instruction, Metadata, PartnerId, Timestamp,
+    TransactionEvent, TransactionId, TransactionKind, TransactionStatus, WalletEvent, WalletId, WalletStatus,
+};
+
+/// A wallet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Wallet)]
+pub struct WalletBody {
+    #[schema(value_type = String, example = "wal_0192f0c1-2d3e-7abc-8def-0123456789ab")]
+    pub id: WalletId,
+    /// Null on system and partner wallets.
+    #[schema(required)]
+    pub user_id: Option<String>,
+    /// Null on system wallets.
+    #[schema(value_type = Option<String>, required)]
+    pub partner_id: Option<PartnerId>,
+    #[schema(value_type = String, example = "EUR")]
+    pub currency: Currency,
+    #[schema(value_type = String, example = "70.00")]
+    pub balance: Balance,
+    #[schema(value_type = String, example = "0.00")]
+    pub held: Balance,
+    /// `balance` less `held`.
+    #[schema(value_type = String, example = "70.00")]
+    pub available: Balance,
+    #[schema(value_type = String, pattern = "^(ACTIVE|FROZEN|CLOSED)$")]
+    pub status: WalletStatus,
+    #[schema(value_type = Object)]
+    pub metadata: Metadata,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// Counts everything that changes the wallet.
+    pub version: i64,
+}
+
+/// A transaction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Transaction)]
+pub struct TransactionBody {
+    #[schema(value_type = String, example = "txn_0192f0c1-2d3e-7abc-8def-0123456789ab")]
+    pub id: TransactionId,
+    #[serde(rename = "type")]
+    #[schema(value_type = String, example = "TRANSFER")]
+    pub kind: TransactionKind,
+    #[schema(value_type = String, pattern = "^(PENDING|SUCCESS|FAILED|REVERSED|EXPIRED)$")]
+    pub status: TransactionStatus,
+    /// The wallet that it is about: the paying one of a transfer.
+    #[schema(value_type = String)]
+    pub wallet_id: WalletId,
+    /// The receiving wallet of a transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub to_wallet_id: Option<WalletId>,
+    /// The partner's own wallet, where one takes part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub partner_wallet_id: Option<WalletId>,
+    /// The end user on whose behalf it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    #[schema(value_type = String, example = "10.50")]
+    pub amount: Amount,
+    #[schema(value_type = String, example = "EUR")]
+    pub currency: Currency,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[schema(value_type = Object)]
+    pub metadata: Metadata,
+    /// Why it failed: a problem slug or the provider's word, and a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<FailureBody>)]
+    pub failure: Option<Failure>,
+    /// What moved; none while it is pending or when it failed.
+    pub entries: Vec<EntryBody>,
+    #[schema(value_type = String, format = DateTime)]
+    pub effective_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it ended, however it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+    /// The position of its last event.
+    pub ledger_position: i64,
+}
+
+/// What one wallet gave or got.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Entry)]
+pub struct EntryBody {
+    #[schema(value_type = String)]
+    pub wallet_id: WalletId,
+    #[schema(value_type = String, pattern = "^(DEBIT|CREDIT)$")]
+    pub direction: Direction,
+    #[schema(value_type = String, example = "10.50")]
+    pub amount: Amount,
+    /// Absent on the system's own wallets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub balance_after: Option<Balance>,
+}
+
+/// The shape of [`Failure`] in the OpenAPI document.
+#[derive(ToSchema)]
+#[schema(as = Failure)]
+#[expect(dead_code, reason = "read by the derive only")]
+pub(crate) struct FailureBody {
+    code: String,
+    detail: String,
+}
+
+impl WalletBody {
+    /// A wallet from its first event.
+    ///
+    /// # Panics
+    /// When that is not `WalletOpened`.
+    pub fn new(event: &WalletEvent, id: WalletId, recorded_at: Timestamp) -> Self {
+        let WalletEvent::Opened { partner_id, user_id, currency, metadata, wallet_version, balance_after, .. } = event
+        else {
+            panic!("{id}: the first event of a wallet is {}", event.name());
+        };
+        Self {
+            id,
+            user_id: user_id.as_deref().map(str::to_owned),
+            partner_id: *partner_id,
+            currency: *currency,
+            balance: *balance_after,
+            held: Balance::zero(*currency),
+            available: *balance_after,
+            status: WalletStatus::Active,
+            metadata: metadata.clone(),
+            created_at: recorded_at,
+            version: *wallet_version,
+        }
+    }
+
+    /// A later event of its own stream. One that is already in changes nothing.
+    pub fn apply(&mut self, event: &WalletEvent) {
+        if !self.advance(event.wallet_version()) {
+            return;
+        }
+        self.status = match event {
+            WalletEvent::Opened { .. } => panic!("{}: opened twice", self.id),
+            WalletEvent::Frozen { .. } => WalletStatus::Frozen,
+            WalletEvent::Unfrozen { .. } => WalletStatus::Active,
+            WalletEvent::Closed { .. } => WalletStatus::Closed,
+        };
+    }
+
+    /// An entry of a transaction that moved its money. One that is already in changes nothing.
+    pub fn enter(&mut self, entry: &Entry) {
+        assert_eq!(self.id, entry.wallet_id, "an entry of another wallet");
+        if self.advance(entry.wallet_version) {
+            self.balance = entry.balance_after;
+            self.available = self.balance.less(self.held).expect("what is held is within what is there");
+        }
+    }
+
+    /// Whether the change with this version is the next one. A gap is corrupt history.
+    fn advance(&mut self, version: i64) -> bool {
+        if version <= self.version {
+            return false;
+        }
+        assert_eq!(self.version + 1, version, "{}: a change is missing", self.id);
+        self.version = version;
+        true
+    }
+}
+
+impl TransactionBody {
+    /// A transaction from its first event.
+    ///
+    /// # Panics
+    /// When that event cannot be the first.
+    pub fn new(event: &TransactionEvent, id: TransactionId, position: i64, recorded_at: Timestamp) -> Self {
+        let (status, instruction, entries, failure) = match event {
+            TransactionEvent::Posted { instruction, entries } => {
+                (TransactionStatus::Success, instruction, bodies(entries), None)
+            }
+            TransactionEvent::Requested { instruction, .. } => {
+                (TransactionStatus::Pending, instruction, Vec::new(), None)
+            }
+            TransactionEvent::Declined { instruction, failure } => {
+                (TransactionStatus::Failed, instruction, Vec::new(), Some(failure.clone()))
+            }
+            TransactionEvent::Settled { .. } | TransactionEvent::Failed { .. } | TransactionEvent::Expired { .. } => {
+                panic!("{id}: the first event of a transaction is {}", event.name())
+            }
+        };
+        let Instruction { kind, wallet_id, to_wallet_id, amount, currency, effective_at, .. } = **instruction;
+        Self {
+            id,
+            kind,
+            status,
+            wallet_id,
+            to_wallet_id,
+            partner_wallet_id: None,
+            user_id: instruction.user_id.as_deref().map(str::to_owned),
+            amount,
+            currency,
+            reference: instruction.reference.clone(),
+            description: instruction.description.clone(),
+            metadata: instruction.metadata.clone(),
+            failure,
+            entries,
+            effective_at: effective_at.unwrap_or(recorded_at),
+            created_at: recorded_at,
+            completed_at: (status != TransactionStatus::Pending).then_some(recorded_at),
+            ledger_position: position,
+        }
+    }
+
+    /// A later event of its stream. One that is already in changes nothing.
+    pub fn apply(&mut self, event: &TransactionEvent, position: i64, recorded_at: Timestamp) {
+        if position <= self.ledger_position {
+            return;
+        }
+        assert_eq!(self.status, TransactionStatus::Pending, "{}: {} after its end", self.id, event.name());
+        match event {
+            TransactionEvent::Settled { entries, .. } => {
+                self.status = TransactionStatus::Success;
+                self.entries = bodies(entries);
+            }
+            TransactionEvent::Failed { failure, .. } => {
+                self.status = TransactionStatus::Failed;
+                self.failure = Some(failure.clone());
+            }
+            TransactionEvent::Expired { .. } => self.status = TransactionStatus::Expired,
+            TransactionEvent::Posted { .. } | TransactionEvent::Requested { .. } | TransactionEvent::Declined { .. } => {
+                panic!("{}: begun twice", self.id)
+            }
+        }
+        self.completed_at = Some(recorded_at);
+        self.ledger_position = position;
+    }
+
+    /// As a partner may see it: what the system's own wallets hold is none of its business.
+    pub fn for_partner(mut self) -> Self {
+        for entry in &mut self.entries {
+            if entry.wallet_id.is_system() {
+                entry.balance_after = None;
+            }
+        }
+        self
+    }
+}
+
+fn bodies(entries: &Entries) -> Vec<EntryBody> {
+    entries
+        .iter()
+        .map(|entry| EntryBody {
+            wallet_id: entry.wallet_id,
+            direction: entry.direction,
+            amount: entry.amount,
+            balance_after: Some(entry.balance_after),
+        })
+        .collect()
+}

@@ -1,0 +1,92 @@
+//! Idempotency keys: how a repetition of a request is known as one.
+//!
+//! Whether a key was used before is the ledger's to know; here it is only read and hashed, together with
+//! what it was used for.
+
+use axum::extract::{FromRequestParts, OriginalUri};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, Method};
+use sha2::{Digest, Sha256};
+
+use ledger_core::{ClientId, Key};
+
+use crate::{CanonicalBody, Client, Problem};
+
+pub(crate) const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+
+const LENGTH_MAX: usize = 255;
+
+/// `Idempotency-Key` where the call may do without.
+#[derive(Clone, Debug)]
+pub struct OptionalKey(Option<RequiredKey>);
+
+/// `Idempotency-Key` where money can move. It remembers the request that it came with.
+#[derive(Clone, Debug)]
+pub struct RequiredKey {
+    key: String,
+    method: Method,
+    path: String,
+}
+
+impl OptionalKey {
+    pub fn of(&self, client: &Client, body: &CanonicalBody) -> Option<Key> {
+        self.0.as_ref().map(|key| key.of(client, body))
+    }
+}
+
+impl RequiredKey {
+    /// The key as the ledger keeps it, bound to this request.
+    pub fn of(&self, client: &Client, body: &CanonicalBody) -> Key {
+        key(client, &self.key, &self.method, &self.path, body)
+    }
+}
+
+/// The key of a client and what it is used for: method, path, `X-User-ID` and canonical body.
+pub fn key(client: &Client, key: &str, method: &Method, path: &str, body: &CanonicalBody) -> Key {
+    let mut request = Sha256::new();
+    let user = client.user.as_deref().unwrap_or_default(); // a user's name is never empty
+    for part in [method.as_str().as_bytes(), path.as_bytes(), user.as_bytes(), body.bytes()] {
+        let length = u64::try_from(part.len()).expect("a length fits in 64 bits");
+        request.update(length.to_be_bytes()); // so that no two requests run together into the same bytes
+        request.update(part);
+    }
+    Key { hash: key_hash(client.id, key), request: request.finalize().into() }
+}
+
+/// Under which the log keeps a client's key: SHA-256(client id ‖ 0 ‖ key), cut to 16 bytes; the id as its text.
+pub fn key_hash(client: ClientId, key: &str) -> [u8; 16] {
+    let hash = Sha256::new().chain_update(client.to_string()).chain_update([0]).chain_update(key).finalize();
+    let mut cut = [0; 16];
+    cut.copy_from_slice(&hash[..16]);
+    cut
+}
+
+fn read(parts: &Parts) -> Result<Option<RequiredKey>, Problem> {
+    let invalid = || Problem::of("idempotency-key-invalid");
+    let mut values = parts.headers.get_all(HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(invalid().detail("the header was sent twice"));
+    }
+    let fits = (1..=LENGTH_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    let key = value.to_str().ok().filter(|_| fits).ok_or_else(invalid)?;
+    // A router nested in another one sees a shortened path; the request's own is what counts.
+    let path = parts.extensions.get::<OriginalUri>().map_or_else(|| parts.uri.path(), |uri| uri.0.path());
+    Ok(Some(RequiredKey { key: key.to_owned(), method: parts.method.clone(), path: path.to_owned() }))
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for OptionalKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        read(parts).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for RequiredKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        read(parts)?.ok_or_else(|| Problem::of("idempotency-key-missing"))
+    }
+}

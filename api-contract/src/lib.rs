@@ -1,0 +1,46 @@
+//! What several HTTP services share, so that all doors of Daybook speak alike.
+//!
+//! A request passes through here twice: on its way in it is read strictly ([`Json`], [`Path`], [`Query`]),
+//! its caller is known by its token ([`Client`]) and its repetition by its key ([`RequiredKey`]); on its way
+//! out it is a body of API.md ([`TransactionBody`], [`WalletBody`]) or a [`Problem`]. [`layer`] goes around
+//! every service's routes.
+//!
+//! Left out: routes (each service has its own), decisions (ledger-core), limits of connections and of slow
+//! clients (runtime). The schema `access` is kept here, for whoever answers a call must know the caller.
+
+mod access;
+mod body;
+mod client;
+mod cursor;
+mod idempotency;
+mod json;
+mod layer;
+mod metadata;
+mod money;
+mod problem;
+mod read;
+mod reader;
+mod scope;
+mod seal;
+mod secret;
+mod text;
+mod token;
+mod uri;
+
+pub use access::{Access, AccessError, NewClient, TokenPair};
+pub use body::{EntryBody, TransactionBody, WalletBody};
+pub use client::Client;
+pub use cursor::{CursorKey, Page};
+pub use idempotency::{OptionalKey, RequiredKey, key, key_hash};
+pub use json::{BODY_BYTES_MAX, CanonicalBody, Json, JsonMax};
+pub use layer::layer;
+pub use metadata::Metadata;
+pub use money::{AmountText, CurrencyText, effective_at, money};
+pub use problem::{Problem, problem_pages};
+pub use read::{Freshness, LEDGER_POSITION, Limit, MinPosition, Position, WaitMs};
+pub use reader::refuse;
+pub use scope::{Scope, Scopes};
+pub use seal::{Seal, SealError};
+pub use secret::Secret;
+pub use text::{FreeText, Text, UserId};
+pub use uri::{Path, Query};
