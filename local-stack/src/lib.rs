@@ -1,0 +1,225 @@
+//! local-stack: a private Postgres and nats-server, for `daybook up` and for every test.
+//!
+//! It finds the servers' programs or downloads them (`programs.rs`, `download.rs`), and runs both on a locked data
+//! directory (`data_directory.rs`) as children that cannot outlive us (`guardian.rs`). Servers whose addresses are
+//! given are used as they are, never started or stopped.
+//!
+//! It knows no service, schema or subject of ours, and it is not how Daybook is deployed: there the servers are
+//! somebody's care, and their addresses are given.
+
+mod data_directory;
+mod download;
+mod guardian;
+mod nats;
+mod postgres;
+mod programs;
+pub mod testing;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use data_directory::DataDirectory;
+use guardian::Held;
+use nats::PrivateNats;
+use postgres::PrivatePostgres;
+use url::Url;
+
+/// Receives one line for the user per step.
+pub type Announce = fn(&str);
+
+/// What the caller wants different from "find what is here and keep my data safe".
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A Postgres to use instead of a private one. The role must be allowed to create roles and schemas.
+    pub database_url: Option<String>,
+    /// A NATS server with JetStream to use instead of a private one.
+    pub nats_url: Option<String>,
+    pub announce: Announce,
+    /// Whether a commit survives the machine's crash. Only servers whose data nobody will miss may say no.
+    pub durable: bool,
+    /// Whether programs that the machine already has may be used; if not, they are downloaded.
+    pub use_machine_programs: bool,
+    /// Where downloaded programs are kept; by default below the user's cache directory.
+    pub cache: Option<PathBuf>,
+}
+
+/// Both servers, running.
+#[derive(Debug)]
+pub struct Stack {
+    database_url: String,
+    nats_url: String,
+    postgres: Option<PrivatePostgres>,
+    nats: Option<PrivateNats>,
+    /// Held until the stack is gone; the servers hold it too, so it is free only when they are gone as well.
+    _held: Held,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    #[error("{} is in use by {}", directory.display(), pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
+    Locked { directory: PathBuf, pid: Option<i32> },
+    /// A server's programs are neither here nor to be had; says what the user can do.
+    #[error("{0}")]
+    Missing(String),
+    /// A server that was given by its address cannot be used.
+    #[error("{0}")]
+    Given(String),
+    #[error("{server} did not start: {reason}\n{log}")]
+    DidNotStart { server: &'static str, reason: String, log: String },
+    /// The data directory is not as it must be.
+    #[error("{0}")]
+    Data(String),
+    #[error("{doing}: {source}")]
+    Io { doing: String, source: io::Error },
+    #[error("{doing}: {source}")]
+    Database { doing: &'static str, source: sqlx::Error },
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            database_url: None,
+            nats_url: None,
+            announce: |step| tracing::info!("{step}"),
+            durable: true,
+            use_machine_programs: true,
+            cache: None,
+        }
+    }
+}
+
+impl Options {
+    /// The defaults, with the servers that `DAYBOOK_DATABASE_URL` and `DAYBOOK_NATS_URL` name.
+    pub fn from_env() -> Self {
+        let given = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { database_url: given("DAYBOOK_DATABASE_URL"), nats_url: given("DAYBOOK_NATS_URL"), ..Self::default() }
+    }
+}
+
+impl Stack {
+    /// Finds or downloads the servers and runs them as private children on `data_dir`, which it locks.
+    ///
+    /// A second start on the same directory continues: same data, same passwords, and the same ports if still free.
+    pub async fn start(data_dir: &Path, options: Options) -> Result<Self, StackError> {
+        Self::start_held(data_dir, options, None).await
+    }
+
+    async fn start_held(
+        data_dir: &Path,
+        options: Options,
+        temporary: Option<std::os::fd::OwnedFd>,
+    ) -> Result<Self, StackError> {
+        let directory = DataDirectory::open(data_dir).await?;
+        let lock = directory.lock.try_clone().map_err(|source| StackError::io("sharing the lock", source))?;
+        let held = Held { lock, temporary };
+        let (database_url, postgres) = match &options.database_url {
+            Some(url) => {
+                postgres::check_given(url).await?;
+                (url.clone(), None)
+            }
+            None => {
+                let postgres = PrivatePostgres::start(&directory, &held, &options).await?;
+                (postgres.url().to_owned(), Some(postgres))
+            }
+        };
+        let (nats_url, nats) = match &options.nats_url {
+            Some(url) => {
+                nats::check_given(url).await?;
+                (url.clone(), None)
+            }
+            None => {
+                let nats = PrivateNats::start(&directory, &held, &options).await?;
+                (nats.url().to_owned(), Some(nats))
+            }
+        };
+        Ok(Self { database_url, nats_url, postgres, nats, _held: held })
+    }
+
+    /// The superuser's address of the database `daybook`; what was given, if it was given. It holds a password.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// The administrator's address of the NATS server; what was given, if it was given. It holds a password.
+    pub fn nats_url(&self) -> &str {
+        &self.nats_url
+    }
+
+    /// Stops the private servers in order, within a bound. Given ones keep running.
+    pub async fn stop(self) -> Result<(), StackError> {
+        let postgres = async {
+            match &self.postgres {
+                Some(postgres) => postgres.stop().await,
+                None => Ok(()),
+            }
+        };
+        let nats = async {
+            match &self.nats {
+                Some(nats) => nats.stop().await,
+                None => Ok(()),
+            }
+        };
+        let (postgres, nats) = tokio::join!(postgres, nats);
+        postgres.and(nats)
+    }
+
+    /// Ends the private Postgres as a crash would: no checkpoint, connections cut. Returns when it is gone.
+    pub async fn kill_postgres(&self) -> Result<(), StackError> {
+        self.private_postgres()?.kill().await
+    }
+
+    /// Starts the private Postgres again, on the same port; it recovers first.
+    pub async fn start_postgres(&self) -> Result<(), StackError> {
+        self.private_postgres()?.start_again().await
+    }
+
+    /// Ends the private nats-server with SIGKILL. Returns when it is gone.
+    pub async fn kill_nats(&self) -> Result<(), StackError> {
+        self.private_nats()?.kill().await
+    }
+
+    /// Starts the private nats-server again, on the same port.
+    pub async fn start_nats(&self) -> Result<(), StackError> {
+        self.private_nats()?.start_again().await
+    }
+
+    /// A client program of the private Postgres (`psql`, `pgbench`, `pg_dump`), ready to be given arguments.
+    /// `None` if Postgres was given or has no such program beside it.
+    pub fn postgres_command(&self, program: &str) -> Option<Command> {
+        self.postgres.as_ref()?.command(program)
+    }
+
+    fn private_postgres(&self) -> Result<&PrivatePostgres, StackError> {
+        self.postgres
+            .as_ref()
+            .ok_or_else(|| StackError::Given("the given Postgres is not ours to stop or start".to_owned()))
+    }
+
+    fn private_nats(&self) -> Result<&PrivateNats, StackError> {
+        self.nats
+            .as_ref()
+            .ok_or_else(|| StackError::Given("the given NATS server is not ours to stop or start".to_owned()))
+    }
+}
+
+impl StackError {
+    fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { doing: doing.into(), source }
+    }
+}
+
+/// An address as it may be shown: without its password.
+fn without_password(address: &str) -> String {
+    match Url::parse(address) {
+        Ok(mut url) => {
+            if url.password().is_some() {
+                url.set_password(Some("…")).ok(); // fails only where there can be no password
+            }
+            url.to_string()
+        }
+        Err(_) => "(an address that cannot be read)".to_owned(),
+    }
+}
