@@ -1,0 +1,66 @@
+//! Following the log: each page of commits becomes rows in the transaction that moves the checkpoint.
+//!
+//! Every workflow looks at every page here, so one checkpoint serves them all. Nothing is called from here:
+//! what must be done outside is a row that falls due at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use event_feed::{Commit, FeedSettings, Follow, Log};
+use runtime::shutdown::Shutdown;
+use sqlx::PgPool;
+
+use crate::pause::Pause;
+use crate::top_up::TopUps;
+
+/// Follows until a stop is requested. Outages of Postgres and of the bus are waited for.
+pub(crate) async fn run(pool: &PgPool, feed: &FeedSettings, top_ups: &TopUps, shutdown: &Shutdown) {
+    let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
+    while !shutdown.is_requested() {
+        let ended = tokio::select! {
+            () = shutdown.requested() => return,
+            ended = follow(pool, feed, top_ups, &mut pause) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(error = format!("{error:#}"), "the log is not being followed; trying again");
+        }
+        pause.wait(shutdown).await;
+    }
+}
+
+async fn follow(pool: &PgPool, feed: &FeedSettings, top_ups: &TopUps, pause: &mut Pause) -> anyhow::Result<()> {
+    let mut checkpoint = checkpoint(pool).await.context("reading the checkpoint")?;
+    let mut follow = Follow::start(Log::new(pool.clone()), feed.clone(), checkpoint).await;
+    loop {
+        let page = follow.next().await.context("the feed")?;
+        let Some(last) = page.last() else { continue };
+        apply(pool, top_ups, checkpoint, &page, last).await.context("taking a page of the log")?;
+        checkpoint = last.number;
+        pause.reset();
+    }
+}
+
+/// The number of the last commit whose events are all in our tables.
+pub(crate) async fn checkpoint(pool: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar("select commit_number from workflows.checkpoint").fetch_one(pool).await
+}
+
+async fn apply(pool: &PgPool, top_ups: &TopUps, old: i64, page: &[Arc<Commit>], last: &Commit) -> anyhow::Result<()> {
+    let mut tx = pool.begin().await?;
+    // First, for it is the lock: of two followers the second waits here and then finds that the page is taken.
+    let moved =
+        sqlx::query("update workflows.checkpoint set commit_number = $2, position = $3 where commit_number = $1")
+            .bind(old)
+            .bind(last.number)
+            .bind(last.last)
+            .execute(&mut *tx)
+            .await?;
+    ensure!(moved.rows_affected() == 1, "another follower has moved the checkpoint");
+    let changed = top_ups.take_page(&mut tx, page).await?;
+    tx.commit().await?;
+    if changed {
+        top_ups.wake();
+    }
+    Ok(())
+}
