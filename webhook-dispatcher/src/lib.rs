@@ -1,1 +1,184 @@
-//! webhook-dispatcher
+//! The way out: tells partners over signed webhooks what has happened.
+//!
+//! Last room on one branch of the road: it follows the log (event-feed), makes deliveries with its checkpoint
+//! (`fan_out.rs`), sends each until it is taken or given up (`dispatch.rs`, `send.rs`), and serves
+//! `/v1/webhooks*` and `/v1/deliveries*` (`endpoints.rs`, `deliveries.rs`). What it knows of its own is in the
+//! schema `webhooks`; what it says of wallets and transactions is folded from the log alone.
+//!
+//! # What a partner can rely on
+//! Every event since an endpoint's registration is delivered at least once, or becomes a dead letter that can be
+//! redelivered. Order is not promised; `sequence` has no gaps, so a receiver can find it. Repeats carry the same
+//! `webhook-id` and the same bytes.
+//!
+//! Left out: asking the ledger to do anything. Nothing flows back from here.
+
+mod deliveries;
+mod dispatch;
+mod endpoints;
+mod fan_out;
+mod notice;
+mod schedule;
+mod send;
+mod signature;
+mod target;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_contract::{Access, CursorKey, Freshness, Problem, Seal};
+use axum::Router;
+use axum::extract::FromRef;
+use axum::routing::{get, post};
+use event_feed::{FeedSettings, Log};
+use runtime::health::Health;
+use runtime::shutdown::Shutdown;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+use utoipa::OpenApi;
+
+pub use schedule::{InvalidSchedule, Schedule};
+
+use send::Sender;
+use target::Reach;
+
+/// What can be set from outside.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub feed: FeedSettings,
+    /// Whether http, this machine and private networks may be targets: on a developer's machine only.
+    pub allow_local_webhooks: bool,
+    pub schedule: Schedule,
+}
+
+/// The service: state of its routes and of its tasks. Cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher {
+    log: Log,
+    feed: FeedSettings,
+    access: Access,
+    seal: Seal,
+    cursors: CursorKey,
+    reach: Reach,
+    schedule: Schedule,
+    sender: Sender,
+    /// There is something new to send.
+    wake: Arc<Notify>,
+    /// How far the log has been turned into deliveries, as this process knows it.
+    position: watch::Sender<i64>,
+}
+
+/// The role that this service acts as in Postgres.
+const ROLE: &str = "daybook_webhooks";
+
+const CONNECTIONS: u32 = 12;
+
+/// How long to wait for a connection before a call counts as failed.
+const CONNECTING: Duration = Duration::from_secs(5);
+
+/// More than this apart from Postgres, and receivers will find our timestamps wrong.
+const CLOCK_SKEW_MAX: time::Duration = time::Duration::seconds(2);
+
+/// The log, as the role of this service reads it. Connects when it is first used.
+pub fn log(database_url: &str) -> Result<Log, sqlx::Error> {
+    let options =
+        PgConnectOptions::from_str(database_url)?.application_name(ROLE).options([("role", ROLE), ("jit", "off")]);
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECTING);
+    Ok(Log::new(pool.connect_lazy_with(options)))
+}
+
+impl Dispatcher {
+    /// From the [`log`] of this service. Connects to nothing yet.
+    pub fn new(log: Log, access: Access, seal: &Seal, settings: Settings) -> Result<Self, reqwest::Error> {
+        let Settings { feed, allow_local_webhooks, schedule } = settings;
+        let reach = if allow_local_webhooks { Reach::Local } else { Reach::Public };
+        Ok(Self {
+            log,
+            feed,
+            access,
+            seal: seal.clone(),
+            cursors: CursorKey::new(seal),
+            reach,
+            schedule,
+            sender: Sender::new(reach)?,
+            wake: Arc::new(Notify::new()),
+            position: watch::Sender::new(0),
+        })
+    }
+
+    fn pool(&self) -> &PgPool {
+        self.log.pool()
+    }
+
+    fn reached(&self, position: i64) {
+        self.position.send_replace(position);
+    }
+
+    /// Waits until deliveries are made up to where the caller wants them.
+    async fn wait(&self, freshness: Freshness) -> Result<(), Problem> {
+        let head = || async { Ok(self.log.head().await.map_err(|error| Problem::storage(&error))?.position) };
+        freshness.wait(&mut self.position.subscribe(), head).await
+    }
+}
+
+impl FromRef<Dispatcher> for Access {
+    fn from_ref(dispatcher: &Dispatcher) -> Self {
+        dispatcher.access.clone()
+    }
+}
+
+/// Makes and sends deliveries until a stop is wanted, through outages of Postgres and NATS.
+pub async fn run(dispatcher: Dispatcher, shutdown: Shutdown) {
+    tokio::join!(
+        fan_out::run(&dispatcher, &shutdown),
+        dispatch::run(&dispatcher, &shutdown),
+        dispatch::clear(&dispatcher, &shutdown),
+    );
+}
+
+/// `/v1/webhooks*` and `/v1/deliveries*`, without [`api_contract::layer`].
+pub fn routes(dispatcher: Dispatcher) -> Router {
+    Router::new()
+        .route("/v1/webhooks", get(endpoints::list).post(endpoints::register))
+        .route("/v1/webhooks/{id}", get(endpoints::show).patch(endpoints::change).delete(endpoints::delete))
+        .route("/v1/webhooks/{id}/deliveries", get(deliveries::list))
+        .route("/v1/deliveries/{id}", get(deliveries::show))
+        .route("/v1/deliveries/{id}/redeliver", post(deliveries::redeliver))
+        .with_state(dispatcher)
+}
+
+/// What must hold for deliveries to be made and sent with a right timestamp.
+pub fn health(dispatcher: &Dispatcher) -> Health {
+    let limit = Duration::from_secs(2);
+    let pool = dispatcher.pool().clone();
+    Health::new().check("webhooks-database-and-clock", limit, move || {
+        let pool = pool.clone();
+        async move {
+            let theirs: OffsetDateTime = sqlx::query_scalar("select clock_timestamp()")
+                .fetch_one(&pool)
+                .await
+                .map_err(|error| error.to_string())?;
+            let skew = (OffsetDateTime::now_utc() - theirs).abs();
+            if skew <= CLOCK_SKEW_MAX { Ok(()) } else { Err(format!("our clock is {skew} off the database's")) }
+        }
+    })
+}
+
+/// This service's part of the OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    #[derive(OpenApi)]
+    #[openapi(paths(
+        endpoints::register,
+        endpoints::list,
+        endpoints::show,
+        endpoints::change,
+        endpoints::delete,
+        deliveries::list,
+        deliveries::show,
+        deliveries::redeliver,
+    ))]
+    struct Document;
+    Document::openapi()
+}
