@@ -46,6 +46,9 @@ pub(crate) struct Access {
 
 /// How long the servers of a killed owner may take to vanish; their guardians need at most ten seconds.
 const INHERITANCE_BOUND: Duration = Duration::from_secs(20);
+/// How long a living owner is given. One that has just let go may be forking on another thread, and until that child
+/// becomes another program it holds every descriptor, the lock's too.
+const RELEASE_BOUND: Duration = Duration::from_secs(1);
 
 impl DataDirectory {
     /// Creates the directory if need be, and locks it. A lock that servers still hold although their owner is dead
@@ -65,14 +68,15 @@ impl DataDirectory {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(failed)?;
-        let deadline = Instant::now() + INHERITANCE_BOUND;
+        let began = Instant::now();
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
                 Err(TryLockError::WouldBlock) => {
                     let owner = owner_named_in(&mut lock).map_err(failed)?;
-                    if owner.is_some_and(is_alive) || deadline <= Instant::now() {
+                    let bound = if owner.is_some_and(is_alive) { RELEASE_BOUND } else { INHERITANCE_BOUND };
+                    if bound <= began.elapsed() {
                         return Err(StackError::Locked { directory: path, pid: owner });
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;

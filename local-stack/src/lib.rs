@@ -115,26 +115,31 @@ impl Stack {
         let directory = DataDirectory::open(data_dir).await?;
         let lock = directory.lock.try_clone().map_err(|source| StackError::io("sharing the lock", source))?;
         let held = Held { lock, temporary };
-        let (database_url, postgres) = match &options.database_url {
-            Some(url) => {
-                postgres::check_given(url).await?;
-                (url.clone(), None)
-            }
-            None => {
-                let postgres = PrivatePostgres::start(&directory, &held, &options).await?;
-                (postgres.url().to_owned(), Some(postgres))
+        // Given servers are looked at before anything is started for nothing.
+        if let Some(url) = &options.database_url {
+            postgres::check_given(url).await?;
+        }
+        if let Some(url) = &options.nats_url {
+            nats::check_given(url).await?;
+        }
+        let postgres = match &options.database_url {
+            Some(_) => None,
+            None => Some(PrivatePostgres::start(&directory, &held, &options).await?),
+        };
+        let nats = match &options.nats_url {
+            Some(_) => Ok(None),
+            None => PrivateNats::start(&directory, &held, &options).await.map(Some),
+        };
+        let nats = match (nats, &postgres) {
+            (Ok(nats), _) => nats,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(postgres)) => {
+                postgres.stop().await.ok(); // the first failure is the one to tell; the guardian ends what did not stop
+                return Err(error);
             }
         };
-        let (nats_url, nats) = match &options.nats_url {
-            Some(url) => {
-                nats::check_given(url).await?;
-                (url.clone(), None)
-            }
-            None => {
-                let nats = PrivateNats::start(&directory, &held, &options).await?;
-                (nats.url().to_owned(), Some(nats))
-            }
-        };
+        let database_url = given_or_private(options.database_url, postgres.as_ref().map(PrivatePostgres::url));
+        let nats_url = given_or_private(options.nats_url, nats.as_ref().map(PrivateNats::url));
         Ok(Self { database_url, nats_url, postgres, nats, _held: held })
     }
 
@@ -209,6 +214,10 @@ impl StackError {
     fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
     }
+}
+
+fn given_or_private(given: Option<String>, private: Option<&str>) -> String {
+    given.or_else(|| private.map(str::to_owned)).expect("a server that is not given is private")
 }
 
 /// An address as it may be shown: without its password.
