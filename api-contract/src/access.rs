@@ -257,6 +257,18 @@ impl Access {
         Ok(())
     }
 
+    /// Removes a client that turned out to be nobody's, and has never had a token.
+    pub async fn remove_client(&self, id: ClientId) -> Result<(), AccessError> {
+        sqlx::query("delete from access.clients where id = $1").bind(id.uuid()).execute(&self.0.pool).await?;
+        Ok(())
+    }
+
+    /// Whether the database answers: for readiness.
+    pub async fn ping(&self) -> Result<(), AccessError> {
+        sqlx::query("select 1").execute(&self.0.pool).await?;
+        Ok(())
+    }
+
     /// Whom an access token speaks for.
     pub(crate) async fn verify(&self, token: &str) -> Result<Arc<Verified>, Problem> {
         let now = now();
@@ -352,7 +364,12 @@ fn now() -> i64 {
 
 impl Shared {
     /// A pair for a client that has proven itself, and the row of its refresh token.
-    async fn issue(&self, connection: &mut sqlx::PgConnection, client: &ClientRow, family: Uuid) -> Result<TokenPair, Problem> {
+    async fn issue(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        client: &ClientRow,
+        family: Uuid,
+    ) -> Result<TokenPair, Problem> {
         let (kid, key) = self.signing_key(connection).await.map_err(|error| Problem::internal(&error))?;
         let scopes = client.scopes.join(" ").parse().map_err(|error| Problem::internal(&error))?;
         let now = now();
@@ -380,11 +397,13 @@ impl Shared {
         if let Some(key) = self.signing.get() {
             return Ok(key);
         }
-        let (kid, sealed): (Uuid, Vec<u8>) =
-            sqlx::query_as("select kid, sealed_private_key from access.signing_keys order by created_at desc, kid desc limit 1")
-                .fetch_one(connection)
-                .await?;
-        let pkcs8 = self.seal.open(&place_of(kid), &sealed).map_err(|source| AccessError::SigningKey { key: kid, source })?;
+        let (kid, sealed): (Uuid, Vec<u8>) = sqlx::query_as(
+            "select kid, sealed_private_key from access.signing_keys order by created_at desc, kid desc limit 1",
+        )
+        .fetch_one(connection)
+        .await?;
+        let pkcs8 =
+            self.seal.open(&place_of(kid), &sealed).map_err(|source| AccessError::SigningKey { key: kid, source })?;
         let key = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|_| AccessError::NotAKey(kid))?;
         Ok(self.signing.get_or_init(|| (kid, key)))
     }

@@ -241,7 +241,9 @@ impl TransactionBody {
                 self.failure = Some(failure.clone());
             }
             TransactionEvent::Expired { .. } => self.status = TransactionStatus::Expired,
-            TransactionEvent::Posted { .. } | TransactionEvent::Requested { .. } | TransactionEvent::Declined { .. } => {
+            TransactionEvent::Posted { .. }
+            | TransactionEvent::Requested { .. }
+            | TransactionEvent::Declined { .. } => {
                 panic!("{}: begun twice", self.id)
             }
         }
@@ -270,4 +272,172 @@ fn bodies(entries: &Entries) -> Vec<EntryBody> {
             balance_after: Some(entry.balance_after),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use uuid::Uuid;
+
+    use ledger_core::{Payment, WalletKind};
+
+    use super::*;
+
+    fn wallet(number: u128) -> WalletId {
+        WalletId::from_uuid(Uuid::from_u128(0x0192_f0c1_0000_7000_8000_0000_0000_0000 + number))
+    }
+
+    fn transaction() -> TransactionId {
+        TransactionId::from_uuid(Uuid::from_u128(0x0192_f0c1_0000_7000_8000_0000_0000_0009))
+    }
+
+    fn eur() -> Currency {
+        "EUR".parse().unwrap()
+    }
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(micros).unwrap()
+    }
+
+    fn instruction(kind: TransactionKind) -> Arc<Instruction> {
+        Arc::new(Instruction {
+            kind,
+            partner_id: None,
+            user_id: None,
+            wallet_id: wallet(1),
+            to_wallet_id: None,
+            direction: None,
+            amount: "10.50".parse().unwrap(),
+            currency: eur(),
+            reference: None,
+            description: None,
+            metadata: Metadata::new(),
+            effective_at: None,
+        })
+    }
+
+    /// From the system's wallet to the first one.
+    fn entries() -> Entries {
+        let system = WalletId::system(WalletKind::Bank, eur());
+        let entry = |wallet_id, direction, balance: &str| Entry {
+            wallet_id,
+            direction,
+            amount: "10.50".parse().unwrap(),
+            balance_after: balance.parse().unwrap(),
+            wallet_version: 2,
+        };
+        let entries = vec![entry(system, Direction::Debit, "-10.50"), entry(wallet(1), Direction::Credit, "10.50")];
+        Entries::balanced(entries).unwrap()
+    }
+
+    fn requested() -> TransactionBody {
+        let payment =
+            Payment { token: "t".to_owned(), redirect_url: "https://bank/pay/t".to_owned(), return_url: None };
+        let event = TransactionEvent::Requested { instruction: instruction(TransactionKind::TopUp), payment };
+        TransactionBody::new(&event, transaction(), 7, at(0))
+    }
+
+    fn opened() -> WalletBody {
+        let event = WalletEvent::Opened {
+            kind: WalletKind::Customer,
+            partner_id: None,
+            user_id: Some("alice".into()),
+            currency: eur(),
+            metadata: Metadata::new(),
+            wallet_version: 1,
+            balance_after: Balance::zero(eur()),
+        };
+        WalletBody::new(&event, wallet(1), at(0))
+    }
+
+    #[test]
+    fn a_pending_transaction_has_no_end_and_no_entries_and_absent_fields_are_absent() {
+        let expected = json!({
+            "id": transaction(), "type": "TOP_UP", "status": "PENDING", "walletId": wallet(1),
+            "amount": "10.50", "currency": "EUR", "metadata": {}, "entries": [],
+            "effectiveAt": "1970-01-01T00:00:00.000000Z", "createdAt": "1970-01-01T00:00:00.000000Z", "ledgerPosition": 7,
+        });
+        assert_eq!(serde_json::to_value(requested()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_settled_transaction_has_succeeded_at_the_moment_and_position_of_its_last_event() {
+        let mut body = requested();
+        let settled = TransactionEvent::Settled {
+            wallet_id: wallet(1),
+            currency: eur(),
+            entries: entries(),
+            provider_reference: "bank-1".to_owned(),
+        };
+        body.apply(&settled, 9, at(1));
+        body.apply(&settled, 9, at(1)); // a page that comes twice
+        assert_eq!(body.status, TransactionStatus::Success);
+        assert_eq!((body.created_at, body.completed_at, body.ledger_position), (at(0), Some(at(1)), 9));
+        assert_eq!(body.entries.len(), 2);
+        let stored: TransactionBody = serde_json::from_value(serde_json::to_value(&body).unwrap()).unwrap();
+        assert_eq!(stored, body);
+    }
+
+    #[test]
+    fn a_partner_does_not_see_what_the_systems_wallets_hold() {
+        let event =
+            TransactionEvent::Posted { instruction: instruction(TransactionKind::Adjustment), entries: entries() };
+        let shown = serde_json::to_value(TransactionBody::new(&event, transaction(), 7, at(0)).for_partner()).unwrap();
+        assert_eq!(shown["entries"][0].get("balanceAfter"), None);
+        assert_eq!(shown["entries"][1]["balanceAfter"], "10.50");
+        assert!(!shown.to_string().contains("-10.50"));
+    }
+
+    #[test]
+    fn a_declined_transaction_has_failed_and_an_expired_one_has_expired() {
+        let failure = Failure { code: "insufficient-funds".to_owned(), detail: "no".to_owned() };
+        let declined = TransactionEvent::Declined {
+            instruction: instruction(TransactionKind::Transfer),
+            failure: failure.clone(),
+        };
+        let body = TransactionBody::new(&declined, transaction(), 7, at(0));
+        assert_eq!(
+            (body.status, body.failure, body.completed_at),
+            (TransactionStatus::Failed, Some(failure), Some(at(0)))
+        );
+
+        let mut body = requested();
+        body.apply(&TransactionEvent::Expired { wallet_id: wallet(1) }, 8, at(1));
+        assert_eq!((body.status, body.failure, body.completed_at), (TransactionStatus::Expired, None, Some(at(1))));
+    }
+
+    #[test]
+    fn a_wallet_is_shown_with_all_minor_digits_and_null_where_nobody_is() {
+        let mut expected = json!({
+            "id": wallet(1), "userId": "alice", "partnerId": null, "currency": "EUR", "balance": "0.00", "held": "0.00",
+            "available": "0.00", "status": "ACTIVE", "metadata": {}, "createdAt": "1970-01-01T00:00:00.000000Z", "version": 1,
+        });
+        let mut body = opened();
+        assert_eq!(serde_json::to_value(&body).unwrap(), expected);
+
+        let entry = entries().iter().find(|entry| entry.wallet_id == wallet(1)).unwrap().clone();
+        body.enter(&entry);
+        body.enter(&entry); // a page that comes twice
+        body.apply(&WalletEvent::Frozen {
+            reason: "r".to_owned(),
+            wallet_version: 3,
+            balance_after: "10.50".parse().unwrap(),
+        });
+        for (name, value) in [("balance", "10.50"), ("available", "10.50"), ("status", "FROZEN")] {
+            expected[name] = value.into();
+        }
+        expected["version"] = Value::from(3);
+        assert_eq!(serde_json::to_value(&body).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<WalletBody>(expected).unwrap(), body);
+    }
+
+    #[test]
+    #[should_panic(expected = "a change is missing")]
+    fn a_gap_in_a_wallets_versions_is_corrupt_history() {
+        let frozen =
+            WalletEvent::Frozen { reason: "r".to_owned(), wallet_version: 3, balance_after: Balance::zero(eur()) };
+        opened().apply(&frozen);
+    }
 }

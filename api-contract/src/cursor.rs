@@ -49,7 +49,13 @@ impl CursorKey {
     }
 
     /// The key of the last item, if the cursor was given out for this very list.
-    pub fn open(&self, route: &str, partner: Option<PartnerId>, filters: &str, cursor: &str) -> Result<String, Problem> {
+    pub fn open(
+        &self,
+        route: &str,
+        partner: Option<PartnerId>,
+        filters: &str,
+        cursor: &str,
+    ) -> Result<String, Problem> {
         self.read(route, partner, filters, cursor).ok_or_else(|| Problem::of("cursor-invalid"))
     }
 
@@ -85,5 +91,79 @@ impl<T> Page<T> {
         data.truncate(limit);
         let next_cursor = if has_more { data.last().map(cursor) } else { None };
         Self { data, has_more, next_cursor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn key() -> CursorKey {
+        CursorKey::new(&Seal::from_key([7; 32]))
+    }
+
+    fn partner(number: u128) -> Option<PartnerId> {
+        Some(PartnerId::from_uuid(Uuid::from_u128(number)))
+    }
+
+    #[test]
+    fn a_cursor_continues_the_list_that_it_came_from_and_no_other() {
+        let cursor = key().seal("/v1/wallets", partner(1), "status=ACTIVE", "wal_1");
+        assert_eq!(key().open("/v1/wallets", partner(1), "status=ACTIVE", &cursor).unwrap(), "wal_1");
+        for (route, owner, filters) in [
+            ("/v1/webhooks", partner(1), "status=ACTIVE"),
+            ("/v1/wallets", partner(2), "status=ACTIVE"),
+            ("/v1/wallets", None, "status=ACTIVE"),
+            ("/v1/wallets", partner(1), ""),
+            ("/v1/walletss", partner(1), "tatus=ACTIVE"),
+        ] {
+            assert_eq!(key().open(route, owner, filters, &cursor).unwrap_err().slug(), "cursor-invalid");
+        }
+        let other = CursorKey::new(&Seal::from_key([8; 32]));
+        assert_eq!(
+            other.open("/v1/wallets", partner(1), "status=ACTIVE", &cursor).unwrap_err().slug(),
+            "cursor-invalid"
+        );
+    }
+
+    #[test]
+    fn a_cursor_of_another_version_or_cut_short_is_refused() {
+        let cursor = key().seal("/r", None, "", "1");
+        let bytes = URL_SAFE_NO_PAD.decode(&cursor).unwrap();
+        let mut older = bytes.clone();
+        older[0] = 0;
+        let cuts = (0..bytes.len()).map(|end| bytes[..end].to_vec());
+        for wrong in cuts.chain([older]) {
+            assert!(key().open("/r", None, "", &URL_SAFE_NO_PAD.encode(wrong)).is_err());
+        }
+        for junk in ["", "!", "junk", "====", &"A".repeat(2_000), &format!("{cursor}=")] {
+            assert!(key().open("/r", None, "", junk).is_err(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn a_page_has_a_cursor_exactly_when_there_is_more() {
+        let more = Page::new(vec![1, 2, 3], 2, |last| last.to_string());
+        assert_eq!((more.data, more.has_more, more.next_cursor), (vec![1, 2], true, Some("2".to_owned())));
+        let last = Page::new(vec![1, 2], 2, |last| last.to_string());
+        assert_eq!((last.data, last.has_more, last.next_cursor), (vec![1, 2], false, None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_flipped_bit_goes_unnoticed(last in "[a-z0-9_]{0,40}", place in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut bytes = URL_SAFE_NO_PAD.decode(key().seal("/r", None, "", &last)).unwrap();
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            prop_assert!(key().open("/r", None, "", &URL_SAFE_NO_PAD.encode(bytes)).is_err());
+        }
+
+        #[test]
+        fn any_text_is_refused_without_a_panic(cursor in ".{0,80}") {
+            prop_assert!(key().open("/r", None, "", &cursor).is_err());
+        }
     }
 }

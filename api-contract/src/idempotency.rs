@@ -90,3 +90,51 @@ impl<S: Send + Sync> FromRequestParts<S> for RequiredKey {
         read(parts)?.ok_or_else(|| Problem::of("idempotency-key-missing"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::Scopes;
+
+    fn client(number: u128, user: Option<&str>) -> Client {
+        Client {
+            id: ClientId::from_uuid(Uuid::from_u128(number)),
+            partner: None,
+            scopes: Scopes::PARTNER,
+            user: user.map(Arc::from),
+            request_id: "req_1".to_owned(),
+            traceparent: None,
+            family: Uuid::nil(),
+        }
+    }
+
+    #[test]
+    fn a_key_is_the_clients_own_and_bound_to_method_path_user_and_body() {
+        let (body, _) = crate::json::read::<serde_json::Value>(br#"{"a":1}"#).map(|(_, body)| (body, ())).unwrap();
+        let first = key(&client(1, None), "k", &Method::POST, "/a", &body);
+        assert_eq!(first, key(&client(1, None), "k", &Method::POST, "/a", &body));
+
+        for other in [
+            key(&client(1, Some("u")), "k", &Method::POST, "/a", &body),
+            key(&client(1, None), "k", &Method::PATCH, "/a", &body),
+            key(&client(1, None), "k", &Method::POST, "/b", &body),
+            key(&client(1, None), "k", &Method::POST, "/a", &CanonicalBody::EMPTY),
+        ] {
+            assert_eq!(other.hash, first.hash);
+            assert_ne!(other.request, first.request);
+        }
+        assert_ne!(key(&client(2, None), "k", &Method::POST, "/a", &body).hash, first.hash);
+        assert_ne!(key(&client(1, None), "l", &Method::POST, "/a", &body).hash, first.hash);
+    }
+
+    #[test]
+    fn the_hash_of_a_key_is_as_written_in_the_contract() {
+        // printf 'cli_00000000-0000-0000-0000-000000000001\0order-1' | sha256sum | cut -c1-32
+        let hash = key_hash(ClientId::from_uuid(Uuid::from_u128(1)), "order-1");
+        assert_eq!(hash.map(|byte| format!("{byte:02x}")).concat(), "24e2e553d81649e33a70861271faa45e");
+    }
+}

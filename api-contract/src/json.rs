@@ -193,7 +193,8 @@ impl Seed<'_> {
         if text::is_clean(&text) {
             Ok(text)
         } else {
-            Err(self.refuse("invalid-character", "control characters, direction overrides and non-characters are refused"))
+            Err(self
+                .refuse("invalid-character", "control characters, direction overrides and non-characters are refused"))
         }
     }
 }
@@ -302,5 +303,91 @@ impl Key<'_> {
             return Err(self.0.refuse("invalid-character", "a key of this object has a control character"));
         }
         self.0.string(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// Takes whatever is JSON; it is not a request of ours, but shows what is left of one.
+    #[derive(Debug, Deserialize)]
+    #[serde(transparent)]
+    struct Anything(serde_json::Value);
+
+    fn canonical(text: &str) -> String {
+        let (_, canonical) = read::<Anything>(text.as_bytes()).unwrap();
+        String::from_utf8(canonical.0).unwrap()
+    }
+
+    #[test]
+    fn order_and_white_space_do_not_change_the_canonical_body_and_everything_else_does() {
+        let text = canonical(r#"{"b": [1, 2.50, {"d": null, "c": "\u00e9\/"}], "a": true}"#);
+        assert_eq!(text, r#"{"a":true,"b":[1,2.5,{"c":"é/","d":null}]}"#);
+        assert_eq!(canonical(&text), text);
+        for other in [r#"{"a":true}"#, r#"{"a":"true"}"#, r#"{"a":null}"#, r#"{"A":true}"#, r#"{"a":[true]}"#] {
+            assert_ne!(canonical(other), text);
+        }
+        assert_ne!(canonical(r#"["a","b"]"#), canonical(r#"["b","a"]"#));
+    }
+
+    #[test]
+    fn pointers_are_escaped_and_never_repeat_more_than_a_little() {
+        #[derive(Debug, Deserialize)]
+        struct Nested {
+            #[serde(rename = "a/b~")]
+            _inner: BTreeMap<String, u8>,
+        }
+        let pointer =
+            |text: &str| read::<Nested>(text.as_bytes()).unwrap_err().document()["errors"][0]["pointer"].clone();
+        assert_eq!(pointer(r#"{"a/b~": {"x": 1000}}"#), "/a~1b~0/x");
+        assert_eq!(pointer(&format!(r#"{{"a/b~": {{"{}": 1000}}}}"#, "x".repeat(100))), "/a~1b~0");
+        assert_eq!(pointer(&format!(r#"{{"{}": 1}}"#, "x".repeat(100))), "");
+    }
+
+    fn any_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<u64>().prop_map(Into::into),
+            "[a-zA-Zé€ ]{0,12}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::btree_map("[a-zA-Z/~]{0,6}", inner, 0..6)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_json_says_is_what_is_read_and_what_the_canonical_body_says(value in any_json()) {
+            let (read, canonical) = read::<Anything>(value.to_string().as_bytes()).unwrap();
+            prop_assert_eq!(&read.0, &value);
+            prop_assert_eq!(serde_json::from_slice::<serde_json::Value>(canonical.bytes()).unwrap(), value);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read::<Anything>(&bytes);
+        }
+
+        #[test]
+        fn any_damaged_json_is_read_or_refused_without_a_panic(value in any_json(), place in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = value.to_string().into_bytes();
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+            if let Err(problem) = read::<Anything>(&bytes) {
+                prop_assert!(["malformed-json", "duplicate-field", "invalid-character"].contains(&problem.slug()), "{}", problem);
+            }
+        }
     }
 }

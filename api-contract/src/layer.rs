@@ -18,7 +18,7 @@ pub fn layer(router: Router) -> Router {
 
 async fn present(id: RequestId, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().is_some();
-    let instance = instance(request.uri().path(), matched);
+    let uri = request.uri().clone(); // cheap: shared bytes
     let accepted = Accepted::of(request.headers());
     // A command must not be executed for an answer that nobody takes; a read can be looked at afterwards.
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
@@ -33,7 +33,7 @@ async fn present(id: RequestId, request: Request, next: Next) -> Response {
     let Some(problem) = response.extensions_mut().remove::<Problem>().or_else(|| problem_of(&response)) else {
         return response;
     };
-    let mut presented = problem.happened(instance, id.as_str()).into_response();
+    let mut presented = problem.happened(instance(uri.path(), matched), id.as_str()).into_response();
     for (name, value) in response.headers() {
         if !DESCRIBES_BODY.contains(name) {
             presented.headers_mut().insert(name.clone(), value.clone()); // `Allow`, `Retry-After`, …

@@ -45,7 +45,9 @@ pub fn effective_at(at: Option<Timestamp>, now: Timestamp) -> Result<Option<Time
 
 impl CurrencyText {
     pub fn currency(&self) -> Result<Currency, Problem> {
-        self.0.parse().map_err(|_| Problem::of("currency-unknown").at("/currency", "expected an ISO 4217 code such as EUR"))
+        self.0
+            .parse()
+            .map_err(|_| Problem::of("currency-unknown").at("/currency", "expected an ISO 4217 code such as EUR"))
     }
 }
 

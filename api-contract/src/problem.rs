@@ -229,7 +229,10 @@ impl std::error::Error for Problem {}
 pub fn problem_pages() -> Router {
     async fn page(Path(slug): Path<String>) -> Response {
         let Some(kind) = kind(&slug) else { return Problem::of("not-found").into_response() };
-        let policy = format!("default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'", STANDARD.encode(Sha256::digest(STYLE)));
+        let policy = format!(
+            "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            STANDARD.encode(Sha256::digest(STYLE))
+        );
         let headers = [
             (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
             (header::CONTENT_SECURITY_POLICY, policy),
@@ -547,3 +550,71 @@ static TABLE: &[Kind] = table! {
             "Ask for a narrower range."
     }
 };
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_slug_stands_once_and_says_what_it_means_in_sentences() {
+        let slugs: HashSet<_> = TABLE.iter().map(|kind| kind.slug).collect();
+        assert_eq!(slugs.len(), TABLE.len());
+        for kind in TABLE {
+            assert!(StatusCode::from_u16(kind.status).is_ok_and(|status| !status.is_success()), "{}", kind.slug);
+            assert!(kind.meaning.ends_with('.') && kind.remedy.ends_with('.'), "{}", kind.slug);
+        }
+    }
+
+    #[test]
+    fn every_refusal_of_the_ledger_has_its_problem() {
+        let eur = "EUR".parse().unwrap();
+        let amount: ledger_core::Amount = "1.00".parse().unwrap();
+        let balance = ledger_core::Balance::zero(eur);
+        for (refusal, status) in [
+            (Refusal::WalletNotFound, 404),
+            (Refusal::TransactionNotFound, 404),
+            (Refusal::PartnerNotFound, 404),
+            (Refusal::WalletNotOwned, 403),
+            (Refusal::WalletFrozen, 409),
+            (Refusal::WalletClosed, 409),
+            (Refusal::WalletNotEmpty { balance }, 409),
+            (Refusal::MoneyExpected, 409),
+            (Refusal::WalletNotFrozen, 409),
+            (Refusal::TransactionEnded { status: ledger_core::TransactionStatus::Success }, 409),
+            (Refusal::InsufficientFunds { available: balance, requested: amount }, 422),
+            (Refusal::CurrencyMismatch { wallet: eur, requested: eur }, 422),
+            (Refusal::CurrencyNotEnabled { currency: eur }, 422),
+            (Refusal::SameWallet, 422),
+            (Refusal::BalanceLimitExceeded, 422),
+            (
+                Refusal::SettlementMismatch {
+                    expected: amount,
+                    currency: eur,
+                    reported: amount,
+                    reported_currency: eur,
+                },
+                422,
+            ),
+        ] {
+            let problem = Problem::from(&refusal);
+            assert_eq!((problem.slug(), problem.status().as_u16()), (refusal.code(), status));
+        }
+        assert_eq!(Problem::from_code("card_declined").slug(), "refused", "a provider's word");
+    }
+
+    #[test]
+    fn an_item_of_a_batch_is_pointed_at() {
+        let pointers = |problem: Problem| problem.below("/transactions/1").document()["errors"].clone();
+        assert_eq!(pointers(Problem::of("same-wallet"))[0]["pointer"], "/transactions/1");
+        assert_eq!(pointers(Problem::of("amount-format").at("/amount", "no"))[0]["pointer"], "/transactions/1/amount");
+    }
+
+    #[test]
+    fn a_fault_of_ours_is_answered_without_a_word_about_it() {
+        let problem = Problem::from(sqlx::Error::Protocol("relation \"access.clients\" does not exist".to_owned()));
+        assert_eq!(problem.slug(), "storage-unavailable");
+        assert!(!problem.document().to_string().contains("access.clients"));
+    }
+}

@@ -203,7 +203,11 @@ impl<'de, 'v> Deserializer<'de> for Reader<'v> {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ReadError> {
         visitor.visit_newtype_struct(Self { free: self.free || name == FREE_TEXT, ..self })
     }
 

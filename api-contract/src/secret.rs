@@ -68,11 +68,7 @@ impl fmt::Display for Secret {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        if text.len() <= LENGTH_MAX {
-            Ok(Self(text))
-        } else {
-            Err(serde::de::Error::custom("longer than any secret"))
-        }
+        if text.len() <= LENGTH_MAX { Ok(Self(text)) } else { Err(serde::de::Error::custom("longer than any secret")) }
     }
 }
 

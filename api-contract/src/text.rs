@@ -38,10 +38,10 @@ fn is_allowed(character: char) -> bool {
     let code = u32::from(character);
     match code {
         0x09 | 0x0A | 0x0D => true,
-        0x00..=0x1F | 0x7F..=0x9F => false,           // C0, DEL, C1
-        0x202A..=0x202E | 0x2066..=0x2069 => false,   // direction overrides, embeddings and isolates
-        0xFDD0..=0xFDEF => false,                     // noncharacters
-        _ => code & 0xFFFE != 0xFFFE,                 // the last two of each plane are noncharacters too
+        0x00..=0x1F | 0x7F..=0x9F => false,         // C0, DEL, C1
+        0x202A..=0x202E | 0x2066..=0x2069 => false, // direction overrides, embeddings and isolates
+        0xFDD0..=0xFDEF => false,                   // noncharacters
+        _ => code & 0xFFFE != 0xFFFE,               // the last two of each plane are noncharacters too
     }
 }
 

@@ -112,7 +112,8 @@ impl<'t> Unverified<'t> {
             return Err(garbage());
         }
         let (signed, signature) = token.rsplit_once('.').ok_or_else(garbage)?;
-        let (header, claims) = signed.split_once('.').filter(|(_, claims)| !claims.contains('.')).ok_or_else(garbage)?;
+        let (header, claims) =
+            signed.split_once('.').filter(|(_, claims)| !claims.contains('.')).ok_or_else(garbage)?;
         let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| garbage())?;
         serde_json::from_slice::<serde_json::Map<_, _>>(&header).map_err(|_| garbage())?;
 
@@ -156,4 +157,183 @@ impl Verified {
 
 pub(crate) fn invalid() -> Problem {
     Problem::of("token-invalid")
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::{Hmac, Mac};
+    use ring::signature::KeyPair;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    struct Issuer {
+        key: Ed25519KeyPair,
+    }
+
+    impl Issuer {
+        fn new() -> Self {
+            let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).unwrap();
+            Self { key: Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap() }
+        }
+
+        fn public(&self) -> PublicKey {
+            self.key.public_key().as_ref().try_into().unwrap()
+        }
+
+        /// A token with any header and claims, properly signed.
+        fn sign(&self, header: &Value, claims: &Value) -> String {
+            let signed = format!("{}.{}", encode(header), encode(claims));
+            let signature = URL_SAFE_NO_PAD.encode(self.key.sign(signed.as_bytes()));
+            format!("{signed}.{signature}")
+        }
+
+        fn read(&self, token: &str) -> Result<Verified, &'static str> {
+            let read = Unverified::parse(token).and_then(|token| token.verify(&self.public(), NOW));
+            read.map_err(|problem| problem.slug())
+        }
+    }
+
+    fn about() -> Verified {
+        Verified {
+            client: ClientId::from_uuid(Uuid::from_u128(1)),
+            partner: Some(PartnerId::from_uuid(Uuid::from_u128(2))),
+            scopes: Scopes::PARTNER,
+            family: Uuid::from_u128(3),
+            expires_at: NOW + LIFETIME,
+        }
+    }
+
+    fn header() -> Value {
+        json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": Uuid::from_u128(4) })
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": "daybook", "aud": "daybook-api", "sub": about().client, "partner": about().partner,
+            "scope": about().scopes.to_string(), "jti": Uuid::from_u128(5), "fam": about().family,
+            "iat": NOW, "nbf": NOW, "exp": NOW + LIFETIME,
+        })
+    }
+
+    fn with(mut object: Value, name: &str, value: Value) -> Value {
+        object[name] = value;
+        object
+    }
+
+    fn without(mut object: Value, name: &str) -> Value {
+        object.as_object_mut().unwrap().remove(name);
+        object
+    }
+
+    #[test]
+    fn a_token_says_again_what_it_was_signed_for() {
+        let issuer = Issuer::new();
+        let token = sign("4", &issuer.key, &about(), NOW);
+        assert_eq!(Unverified::parse(&token).unwrap().key_id, "4");
+        assert_eq!(issuer.read(&token), Ok(about()));
+        assert_eq!(
+            issuer.read(&issuer.sign(&header(), &claims())),
+            Ok(about()),
+            "the forgeries below differ in one thing each"
+        );
+    }
+
+    #[test]
+    fn another_algorithm_or_header_field_is_no_token_of_ours() {
+        let issuer = Issuer::new();
+        for alg in ["none", "nOnE", "NONE", "HS256", "RS256", "ES256", "eddsa", "Ed25519", ""] {
+            assert_eq!(
+                issuer.read(&issuer.sign(&with(header(), "alg", alg.into()), &claims())),
+                Err("token-invalid"),
+                "{alg}"
+            );
+        }
+        for typ in ["JWT", "at+JWT", "", "dpop+jwt"] {
+            assert_eq!(
+                issuer.read(&issuer.sign(&with(header(), "typ", typ.into()), &claims())),
+                Err("token-invalid"),
+                "{typ}"
+            );
+        }
+        for field in ["jku", "jwk", "x5u", "x5c", "crit", "b64", "cty"] {
+            let header = with(header(), field, json!("https://example.com/keys"));
+            assert_eq!(issuer.read(&issuer.sign(&header, &claims())), Err("token-invalid"), "{field}");
+        }
+        for field in ["alg", "typ", "kid"] {
+            assert_eq!(
+                issuer.read(&issuer.sign(&without(header(), field), &claims())),
+                Err("token-invalid"),
+                "no {field}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_signature_by_anything_but_our_private_key_is_refused() {
+        let issuer = Issuer::new();
+        let token = issuer.sign(&header(), &claims());
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        assert_eq!(issuer.read(&format!("{signed}.")), Err("token-invalid"), "no signature");
+        assert_eq!(issuer.read(&Issuer::new().sign(&header(), &claims())), Err("token-invalid"), "another key's");
+
+        // The classic: the public key, which everybody may know, taken for an HMAC secret.
+        let signed = format!("{}.{}", encode(&with(header(), "alg", "HS256".into())), encode(&claims()));
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&issuer.public()).unwrap();
+        mac.update(signed.as_bytes());
+        let forged = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()));
+        assert_eq!(issuer.read(&forged), Err("token-invalid"));
+
+        let admin = with(claims(), "scope", "admin".into());
+        assert_eq!(issuer.read(&format!("{}.{}.{signature}", encode(&header()), encode(&admin))), Err("token-invalid"));
+    }
+
+    #[test]
+    fn wrong_or_missing_claims_are_refused_even_when_signed() {
+        let issuer = Issuer::new();
+        for claim in ["iss", "aud", "sub", "scope", "jti", "fam", "iat", "nbf", "exp"] {
+            assert_eq!(
+                issuer.read(&issuer.sign(&header(), &without(claims(), claim))),
+                Err("token-invalid"),
+                "no {claim}"
+            );
+        }
+        for (claim, value) in [
+            ("iss", json!("someone")),
+            ("aud", json!("elsewhere")),
+            ("aud", json!(["daybook-api"])),
+            ("sub", json!("cli_1")),
+            ("scope", json!("root")),
+            ("exp", json!("tomorrow")),
+            ("exp", json!(1.8e9)),
+            ("nbf", json!(NOW + LEEWAY + 1)),
+            ("iat", json!(NOW + LEEWAY + 1)),
+            ("role", json!("admin")),
+        ] {
+            assert_eq!(
+                issuer.read(&issuer.sign(&header(), &with(claims(), claim, value.clone()))),
+                Err("token-invalid"),
+                "{claim}: {value}"
+            );
+        }
+        assert_eq!(
+            issuer.read(&issuer.sign(&header(), &with(claims(), "exp", json!(NOW - LEEWAY)))),
+            Err("token-expired")
+        );
+        assert!(
+            issuer.read(&issuer.sign(&header(), &with(claims(), "nbf", json!(NOW + LEEWAY)))).is_ok(),
+            "clocks may differ a little"
+        );
+    }
+
+    #[test]
+    fn what_is_no_jwt_at_all_counts_as_no_token() {
+        let issuer = Issuer::new();
+        let long = "a".repeat(LENGTH_MAX + 1);
+        for garbage in ["", "garbage", "a.b", "a.b.c", "a.b.c.d", "..", "e30", "Ünï.cö.dé", "W10.e30.AA", &long] {
+            assert_eq!(issuer.read(garbage), Err("unauthenticated"), "{garbage}");
+        }
+    }
 }

@@ -48,7 +48,10 @@ pub(crate) fn read<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
             return Err(Problem::of("invalid-field").detail("the query is not percent-encoded UTF-8"));
         };
         if !text::is_clean(&name) || text::has_breaks(&name) || !text::is_clean(&value) || text::has_breaks(&value) {
-            return Err(at(ReadError::new("invalid-character", "a control character or the like is refused here"), &name));
+            return Err(at(
+                ReadError::new("invalid-character", "a control character or the like is refused here"),
+                &name,
+            ));
         }
         entries.push((name, Value::String(value)));
     }
