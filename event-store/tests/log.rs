@@ -1,0 +1,155 @@
+//! The log on a real Postgres: what can be appended, what cannot, and who reads it.
+
+use cqrs_es::Aggregate;
+use cqrs_es::persist::PersistedEventRepository;
+use event_store::{AppendError, Commit, Draft, EventFilter, Head, Log, Writer, connect, hash};
+use ledger_core::*;
+use local_stack::testing::TestDatabase;
+use postgres_es::PostgresEventRepository;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+async fn database() -> TestDatabase {
+    local_stack::testing::database(|url| async move { migrations::run(&url).await }).await
+}
+
+async fn log(database: &TestDatabase) -> Log {
+    Log::new(connect(database.url(), "daybook_reader", 2).await.unwrap())
+}
+
+fn draft(key: Option<u8>) -> Draft {
+    let currency = "EUR".parse().unwrap();
+    let opened = WalletEvent::Opened {
+        kind: WalletKind::Customer,
+        partner_id: Some(PartnerId::from_uuid(Uuid::now_v7())),
+        user_id: Some("user-1".into()),
+        currency,
+        metadata: serde_json::from_str(r#"{"zeta": 1, "alpha": "é\u0001"}"#).unwrap(),
+        wallet_version: 1,
+        balance_after: Balance::zero(currency),
+    };
+    let event = NewEvent { sequence: 1, event: Event::Wallet(WalletId::from_uuid(Uuid::now_v7()), opened) };
+    let key = key.map(|key| Key { hash: [key; 16], request: [key; 32] });
+    Draft::new(CommandId::from_uuid(Uuid::now_v7()), key, r#"{"requestId": "req_1",  "clientId":"cli_1"}"#, event)
+}
+
+fn seal(head: &Head, drafts: &[Draft]) -> Commit {
+    Commit::seal(head, Timestamp::from_micros(1_800_000_000_000_000).unwrap(), drafts)
+}
+
+#[tokio::test]
+async fn what_is_appended_reads_back_byte_for_byte_and_its_hashes_hold() {
+    let database = database().await;
+    let (mut writer, log) = (Writer::new(database.url()).unwrap(), log(&database).await);
+    let genesis = log.head().await.unwrap();
+    assert_eq!(genesis.chain, hash::genesis(log.ledger_id().await.unwrap()));
+    let one = seal(&genesis, &[draft(Some(1)), draft(None), draft(None)]);
+    let two = seal(&one.head(), &[draft(Some(2))]);
+    writer.append(&one).await.unwrap();
+    writer.append(&two).await.unwrap();
+
+    let read = log.commits_after(0, 100).await.unwrap();
+    assert_eq!(read, [one.clone(), two.clone()]);
+    assert!(read.iter().flat_map(|commit| &commit.events).all(|event| event.leaf() == event.leaf_hash));
+    assert_eq!(log.head().await.unwrap(), two.head());
+    assert_eq!(log.commits_after(0, 2).await.unwrap(), [one.clone()], "a commit is never cut, however small the page");
+    assert_eq!(log.commit_of(4).await.unwrap(), Some(2));
+    let json = serde_json::to_string(&read).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Commit>>(&json).unwrap(), read, "the bus carries the same bytes");
+
+    let (head, events) = log.events_after(1, 2, &EventFilter::default()).await.unwrap();
+    assert_eq!((head, events), (4, one.events[1..].to_vec()));
+    let filter = EventFilter { aggregate_id: Some(two.events[0].aggregate_id.clone()), event_type: None };
+    assert_eq!(log.events_after(0, 10, &filter).await.unwrap(), (4, two.events.clone()));
+    assert_eq!(log.events_after(4, 10, &EventFilter::default()).await.unwrap(), (4, vec![]));
+    assert_eq!(log.commands_of_keys(&[[2; 16], [9; 16]]).await.unwrap(), two.events);
+}
+
+#[tokio::test]
+async fn a_gap_a_fork_and_a_repeated_number_are_refused() {
+    let database = database().await;
+    let (mut writer, log) = (Writer::new(database.url()).unwrap(), log(&database).await);
+    let genesis = log.head().await.unwrap();
+    let one = seal(&genesis, &[draft(Some(1))]);
+    writer.append(&one).await.unwrap();
+
+    let refused = |outcome| match outcome {
+        Err(AppendError::Lost) => "lost",
+        Err(AppendError::KeyTaken) => "key taken",
+        Err(AppendError::WentBack) => "went back",
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(writer.append(&one).await), "lost", "the identical commit collides with itself");
+    assert_eq!(refused(writer.append(&seal(&genesis, &[draft(None)])).await), "lost", "a fork");
+    let ahead = Head { commit: 2, position: 2, ..one.head() };
+    assert_eq!(refused(writer.append(&seal(&ahead, &[draft(None)])).await), "went back", "a gap");
+    let elsewhere = Head { chain: [7; 32], ..one.head() };
+    assert_eq!(refused(writer.append(&seal(&elsewhere, &[draft(None)])).await), "went back", "another history");
+    let skips = Head { position: 5, ..one.head() };
+    assert_eq!(refused(writer.append(&seal(&skips, &[draft(None)])).await), "went back", "a gap in positions");
+    assert_eq!(refused(writer.append(&seal(&one.head(), &[draft(Some(1))])).await), "key taken");
+    assert_eq!(log.head().await.unwrap(), one.head(), "and none of them left anything");
+    assert_eq!(writer.chain_of(1).await.unwrap(), Some(one.chain));
+}
+
+#[tokio::test]
+async fn of_two_writers_one_wins_and_the_other_takes_its_turn() {
+    let database = database().await;
+    let (mut a, mut b) = (Writer::new(database.url()).unwrap(), Writer::new(database.url()).unwrap());
+    let genesis = log(&database).await.head().await.unwrap();
+    let (mine, yours) = (seal(&genesis, &[draft(None)]), seal(&genesis, &[draft(None)]));
+    let (first, second) = tokio::join!(a.append(&mine), b.append(&yours));
+    assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+    let (winner, mut loser) = if first.is_ok() { (mine, b) } else { (yours, a) };
+
+    assert_eq!(loser.take_turn(0, 100).await.unwrap(), [winner.clone()]);
+    let next = seal(&winner.head(), &[draft(None)]);
+    loser.append(&next).await.unwrap();
+    assert_eq!(log(&database).await.head().await.unwrap(), next.head());
+}
+
+#[tokio::test]
+async fn neither_the_engines_role_nor_the_owner_can_change_the_log() {
+    let database = database().await;
+    let mut writer = Writer::new(database.url()).unwrap();
+    let genesis = log(&database).await.head().await.unwrap();
+    writer.append(&seal(&genesis, &[draft(None)])).await.unwrap();
+    let mut owner = PgConnection::connect(database.url()).await.unwrap();
+    for role in ["none", "daybook_ledger", "daybook_reader"] {
+        sqlx::query(&format!("set role {role}")).execute(&mut owner).await.unwrap();
+        for change in [
+            "update ledger.events set event_type = event_type",
+            "delete from ledger.events",
+            "truncate ledger.events",
+            "update ledger.commits set root = root",
+            "delete from ledger.commits where number = -1",
+            "truncate ledger.commits cascade",
+            "delete from ledger.identity",
+        ] {
+            let refused = sqlx::query(change).execute(&mut owner).await.unwrap_err();
+            let code = refused.as_database_error().unwrap().code().unwrap().into_owned();
+            assert_eq!(code, "42501", "{role}: {change}");
+        }
+    }
+    let refused = sqlx::query("insert into ledger.events select * from ledger.events").execute(&mut owner).await;
+    assert!(refused.is_err(), "a reader writes");
+}
+
+#[tokio::test]
+async fn postgres_es_reads_the_table_with_its_own_repository() {
+    let database = database().await;
+    let mut writer = Writer::new(database.url()).unwrap();
+    let genesis = log(&database).await.head().await.unwrap();
+    let commit = seal(&genesis, &[draft(Some(1))]);
+    writer.append(&commit).await.unwrap();
+
+    let pool = connect(database.url(), "daybook_reader", 1).await.unwrap();
+    let repository = PostgresEventRepository::new(pool).with_tables("ledger.events", "ledger.no_snapshots");
+    let [stored] = repository.get_events::<Wallet>(&commit.events[0].aggregate_id).await.unwrap().try_into().unwrap();
+    assert_eq!((stored.aggregate_type.as_str(), stored.sequence), (Wallet::TYPE, 1));
+    assert_eq!((stored.event_type.as_str(), stored.event_version.as_str()), ("WalletOpened", "1.0.0"));
+    let mut wallet = Wallet::default();
+    wallet.apply(serde_json::from_value(stored.payload).unwrap());
+    assert_eq!(wallet.opened.unwrap().user.as_deref(), Some("user-1"));
+    assert_eq!(stored.metadata["requestId"], "req_1");
+}

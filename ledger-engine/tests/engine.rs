@@ -1,0 +1,382 @@
+//! The engine on a real Postgres: what a caller is told is what the log holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_store::{EventFilter, Log, connect};
+use ledger_core::*;
+use ledger_engine::{CommandError, Ledger, Receipt, Settings};
+use local_stack::testing::TestDatabase;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+/// A database of the test's own with a partner in it, and as many engines as the test starts.
+struct World {
+    database: TestDatabase,
+    partner: PartnerId,
+}
+
+impl World {
+    async fn new() -> (Self, Ledger) {
+        let database = local_stack::testing::database(|url| async move { migrations::run(&url).await }).await;
+        let world = Self { database, partner: PartnerId::from_uuid(Uuid::now_v7()) };
+        let ledger = world.engine(Settings::default()).await;
+        let action = Action::RegisterPartner {
+            partner: world.partner,
+            name: "a partner".to_owned(),
+            currencies: vec![(eur(), WalletId::from_uuid(Uuid::now_v7()))],
+            client: ClientId::from_uuid(Uuid::now_v7()),
+        };
+        ledger.execute(command(None, Caller::Admin, action)).await.unwrap();
+        (world, ledger)
+    }
+
+    async fn engine(&self, settings: Settings) -> Ledger {
+        Ledger::start(self.database.url(), settings).await.unwrap()
+    }
+
+    async fn wallet(&self, ledger: &Ledger, funds: &str) -> WalletId {
+        let wallet = WalletId::from_uuid(Uuid::now_v7());
+        let caller = Caller::Partner { partner: self.partner, user: None };
+        let action = Action::OpenWallet { wallet, user: "user-1".into(), currency: eur(), metadata: Metadata::new() };
+        ledger.execute(command(None, caller, action)).await.unwrap();
+        if funds != "0" {
+            let instruction = instruction(TransactionKind::Adjustment, wallet, None, Some(Direction::Credit), funds);
+            let transaction = TransactionId::from_uuid(Uuid::now_v7());
+            ledger.execute(command(None, Caller::Admin, Action::Adjust { transaction, instruction })).await.unwrap();
+        }
+        wallet
+    }
+
+    fn transfer(&self, key: Option<&str>, from: WalletId, to: WalletId, amount: &str) -> Command {
+        let instruction = instruction(TransactionKind::Transfer, from, Some(to), None, amount);
+        let transaction = TransactionId::from_uuid(Uuid::now_v7());
+        let caller = Caller::Partner { partner: self.partner, user: None };
+        command(key.map(|key| (key, amount)), caller, Action::Transfer { transaction, instruction })
+    }
+
+    fn top_up(&self, wallet: WalletId, amount: &str) -> (TransactionId, Command) {
+        let instruction = instruction(TransactionKind::TopUp, wallet, None, None, amount);
+        let transaction = TransactionId::from_uuid(Uuid::now_v7());
+        let payment = Payment { token: transaction.to_string(), redirect_url: "u".to_owned(), return_url: None };
+        let caller = Caller::Partner { partner: self.partner, user: None };
+        (transaction, command(None, caller, Action::RequestTopUp { transaction, instruction, payment }))
+    }
+
+    async fn log(&self) -> Log {
+        Log::new(connect(self.database.url(), "daybook_reader", 2).await.unwrap())
+    }
+
+    /// Every wallet's balance as the written entries say, checked for gaps on the way.
+    async fn balance(&self, wallet: WalletId) -> String {
+        let (mut balance, mut version) = (None, 0);
+        for commit in self.log().await.commits_after(0, 1_000_000).await.unwrap() {
+            for event in commit.events {
+                match event.read().unwrap() {
+                    Event::Wallet(id, event) if id == wallet => {
+                        version += 1;
+                        assert_eq!(event.wallet_version(), version);
+                    }
+                    Event::Transaction(_, event) => {
+                        for entry in event.entries().into_iter().flatten().filter(|entry| entry.wallet_id == wallet) {
+                            version += 1;
+                            assert_eq!(entry.wallet_version, version, "changes of a wallet are numbered without a gap");
+                            balance = Some(entry.balance_after.to_string());
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        balance.unwrap_or_else(|| "0.00".to_owned())
+    }
+}
+
+fn eur() -> Currency {
+    "EUR".parse().unwrap()
+}
+
+fn instruction(
+    kind: TransactionKind,
+    wallet: WalletId,
+    to: Option<WalletId>,
+    direction: Option<Direction>,
+    amount: &str,
+) -> Arc<Instruction> {
+    Arc::new(Instruction {
+        kind,
+        partner_id: None,
+        user_id: None,
+        wallet_id: wallet,
+        to_wallet_id: to,
+        direction,
+        amount: Money::parse(amount, eur()).unwrap().amount(),
+        currency: eur(),
+        reference: None,
+        description: None,
+        metadata: Metadata::new(),
+        effective_at: None,
+    })
+}
+
+/// A command under a key, if there is one, that was used for a certain request.
+fn command(key: Option<(&str, &str)>, caller: Caller, action: Action) -> Command {
+    let bytes = |text: &str| {
+        let mut bytes = [0; 32];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        bytes
+    };
+    let key = key.map(|(key, request)| Key { hash: bytes(key)[..16].try_into().unwrap(), request: bytes(request) });
+    Command {
+        id: CommandId::from_uuid(Uuid::now_v7()),
+        key,
+        caller,
+        action,
+        metadata: r#"{"requestId":"req_1"}"#.into(),
+    }
+}
+
+fn event_types(receipt: &Receipt) -> Vec<&str> {
+    receipt.events.iter().map(|event| event.event_type.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_transfer_is_one_event_in_the_log_before_it_is_answered() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let receipt = ledger.execute(world.transfer(Some("k"), a, b, "0.70")).await.unwrap();
+    assert_eq!(event_types(&receipt), ["TransactionPosted"]);
+    let (head, last) =
+        world.log().await.events_after(receipt.position() - 1, 10, &EventFilter::default()).await.unwrap();
+    assert_eq!((head, last), (receipt.position(), receipt.events.clone()));
+    assert_eq!((world.balance(a).await, world.balance(b).await), ("9.30".to_owned(), "0.70".to_owned()));
+}
+
+#[tokio::test]
+async fn a_refusal_is_kept_under_its_key_and_moves_nothing() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "0.50").await, world.wallet(&ledger, "0").await);
+    let first = ledger.execute(world.transfer(Some("k"), a, b, "0.70")).await.unwrap();
+    assert_eq!(event_types(&first), ["TransactionDeclined"]);
+    let funded = instruction(TransactionKind::Adjustment, a, None, Some(Direction::Credit), "5.00");
+    let adjust = Action::Adjust { transaction: TransactionId::from_uuid(Uuid::now_v7()), instruction: funded };
+    ledger.execute(command(None, Caller::Admin, adjust)).await.unwrap();
+
+    let again = ledger.execute(world.transfer(Some("k"), a, b, "0.70")).await.unwrap();
+    assert!(again.replayed && !first.replayed);
+    assert_eq!(again.events, first.events, "a refusal is final for its key");
+    assert_eq!(world.balance(a).await, "5.50");
+}
+
+#[tokio::test]
+async fn without_a_key_a_refusal_leaves_no_trace() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "0.50").await, world.wallet(&ledger, "0").await);
+    let before = world.log().await.head().await.unwrap();
+    let refused = ledger.execute(world.transfer(None, a, b, "0.70")).await.unwrap_err();
+    assert!(matches!(refused, CommandError::Refused(Refusal::InsufficientFunds { .. })), "{refused:?}");
+    assert_eq!(world.log().await.head().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_key_moves_money_once_across_restarts_and_after_memory_has_forgotten_it() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let first = ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
+    ledger.stop(Duration::from_secs(5)).await;
+    assert!(!ledger.is_running());
+    let after = ledger.execute(world.transfer(Some("k2"), a, b, "1.00")).await;
+    assert!(matches!(after, Err(CommandError::Unavailable)), "{after:?}");
+
+    let ledger = world.engine(Settings { keys_max: 1, ..Settings::default() }).await;
+    ledger.execute(world.transfer(Some("other"), a, b, "2.00")).await.unwrap(); // "k" is out of the window now
+    let again = ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
+    assert!(again.replayed);
+    assert_eq!(again.events, first.events);
+    let other = ledger.execute(world.transfer(Some("k"), a, b, "9.00")).await;
+    assert!(matches!(other, Err(CommandError::KeyReused)), "{other:?}");
+    assert_eq!(world.balance(b).await, "3.00");
+}
+
+#[tokio::test]
+async fn fifty_equal_calls_at_once_move_money_once() {
+    let (world, ledger) = World::new().await;
+    let other = world.engine(Settings::default()).await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let calls = (0..50).map(|call| {
+        let ledger = if call % 2 == 0 { ledger.clone() } else { other.clone() };
+        let command = world.transfer(Some("k"), a, b, "1.00");
+        tokio::spawn(async move { ledger.execute(command).await })
+    });
+    let mut ids = Vec::new();
+    for call in calls.collect::<Vec<_>>() {
+        ids.push(call.await.unwrap().unwrap().events[0].aggregate_id.clone());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "all fifty are told of the same transaction, by either engine");
+    assert_eq!(world.balance(b).await, "1.00");
+}
+
+#[tokio::test]
+async fn an_answer_is_rebuilt_from_the_whole_stream() {
+    let (world, ledger) = World::new().await;
+    let wallet = world.wallet(&ledger, "0").await;
+    let (transaction, request) = world.top_up(wallet, "12.00");
+    ledger.execute(request).await.unwrap();
+    let settle = |key| {
+        let money = Money::parse("12.00", eur()).unwrap();
+        let action = Action::Settle { transaction, money, provider_reference: "bank-1".to_owned() };
+        command(Some((key, "settle")), Caller::Workflow, action)
+    };
+    let settled = ledger.execute(settle("s1")).await.unwrap();
+    let types: Vec<_> = settled.stream.iter().map(|event| event.event_type.as_str()).collect();
+    assert_eq!(types, ["TransactionRequested", "TransactionSettled"]);
+    let replay = ledger.execute(settle("s1")).await.unwrap();
+    assert_eq!((replay.replayed, replay.stream), (true, settled.stream));
+
+    let late = ledger.execute(settle("s2")).await.unwrap();
+    let Event::Command(_, CommandEvent::Declined { failure, .. }) = late.events[0].read().unwrap() else {
+        panic!("{late:?}")
+    };
+    assert_eq!(failure.code, "invalid-transition", "a transaction that is no longer in memory is looked up");
+    assert_eq!(world.balance(wallet).await, "12.00");
+    let unknown = Action::Expire { transaction: TransactionId::from_uuid(Uuid::now_v7()) };
+    let unknown = ledger.execute(command(None, Caller::Workflow, unknown)).await;
+    assert!(matches!(unknown, Err(CommandError::Refused(Refusal::TransactionNotFound))), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_wallet_that_money_is_on_its_way_to_cannot_be_closed() {
+    let (world, ledger) = World::new().await;
+    let wallet = world.wallet(&ledger, "0").await;
+    let (transaction, request) = world.top_up(wallet, "12.00");
+    ledger.execute(request).await.unwrap();
+    let close = || {
+        let caller = Caller::Partner { partner: world.partner, user: None };
+        command(None, caller, Action::CloseWallet { wallet, reason: "gone".to_owned() })
+    };
+    let refused = ledger.execute(close()).await;
+    assert!(matches!(refused, Err(CommandError::Refused(Refusal::MoneyExpected))), "{refused:?}");
+    ledger.execute(command(None, Caller::Workflow, Action::Expire { transaction })).await.unwrap();
+    ledger.execute(close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_engines_on_one_log_decide_against_each_others_commits() {
+    let (world, ledger) = World::new().await;
+    let other = world.engine(Settings::default()).await;
+    let (a, b) = (world.wallet(&ledger, "5.00").await, world.wallet(&ledger, "0").await);
+    let spend = |ledger: Ledger, engine: usize| {
+        let commands: Vec<_> =
+            (0..40).map(|call| world.transfer(Some(&format!("{engine}-{call}")), a, b, "0.10")).collect();
+        tokio::spawn(async move {
+            let mut posted = 0;
+            for command in commands {
+                let receipt = ledger.execute(command).await.unwrap();
+                posted += usize::from(receipt.events[0].event_type == "TransactionPosted");
+            }
+            posted
+        })
+    };
+    let (one, two) = (spend(ledger.clone(), 1), spend(other.clone(), 2));
+    let (one, two) = (one.await.unwrap(), two.await.unwrap());
+    assert_eq!(one + two, 50, "exactly what the wallet held was spent: {one} and {two}");
+    assert_eq!((world.balance(a).await, world.balance(b).await), ("0.00".to_owned(), "5.00".to_owned()));
+
+    // What one engine refuses without writing is refused upon the other's commits too.
+    let back = other.execute(world.transfer(Some("back"), b, a, "1.00")).await.unwrap();
+    assert_eq!(event_types(&back), ["TransactionPosted"]);
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+}
+
+#[tokio::test]
+async fn cut_connections_lose_nothing_and_double_nothing() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "100.00").await, world.wallet(&ledger, "0").await);
+    let url = world.database.url().to_owned();
+    let cutter = tokio::spawn(async move {
+        let mut owner = PgConnection::connect(&url).await.unwrap();
+        let mut cut = 0;
+        for _ in 0..40 {
+            let query = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                         where datname = current_database() and application_name = 'daybook_ledger'";
+            let count: i64 = sqlx::query_scalar(query).fetch_one(&mut owner).await.unwrap();
+            cut += count;
+            tokio::time::sleep(Duration::from_millis(15)).await; // the load goes on meanwhile
+        }
+        cut
+    });
+    let mut done = 0;
+    while !cutter.is_finished() || done < 100 {
+        let calls: Vec<_> = (0..8)
+            .map(|call| {
+                let (ledger, command) = (ledger.clone(), world.transfer(Some(&format!("{done}-{call}")), a, b, "0.01"));
+                tokio::spawn(async move {
+                    // An unknown outcome is settled by repeating the call under its key.
+                    for _ in 0..20 {
+                        match ledger.execute(command.clone()).await {
+                            Ok(receipt) => return receipt,
+                            Err(
+                                CommandError::OutcomeUnknown | CommandError::Unavailable | CommandError::KeyInFlight,
+                            ) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                    panic!("not settled in 20 calls")
+                })
+            })
+            .collect();
+        for call in calls {
+            assert_eq!(event_types(&call.await.unwrap()), ["TransactionPosted"]);
+            done += 1;
+        }
+    }
+    assert!(0 < cutter.await.unwrap(), "no connection was cut");
+    assert_eq!(world.balance(b).await, format!("{}.{:02}", done / 100, done % 100));
+}
+
+#[tokio::test]
+async fn an_engine_whose_head_is_gone_stops() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    for statement in [
+        "set session_replication_role = replica", // the triggers rest: a restored backup would look the same
+        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
+        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
+    ] {
+        sqlx::query(statement).execute(&mut owner).await.unwrap();
+    }
+    let answer = ledger.execute(world.transfer(Some("k2"), a, b, "1.00")).await;
+    assert!(matches!(answer, Err(CommandError::OutcomeUnknown)), "{answer:?}");
+    assert!(!ledger.is_running());
+    assert_eq!(world.balance(b).await, "0.00");
+}
+
+#[tokio::test]
+async fn beyond_its_bounds_the_ledger_refuses_before_any_work() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let small = world.engine(Settings { queue_max: 1, batch_max: 1, ..Settings::default() }).await;
+    let calls: Vec<_> = (0..200)
+        .map(|call| {
+            let (small, command) = (small.clone(), world.transfer(Some(&format!("{call}")), a, b, "0.01"));
+            tokio::spawn(async move { small.execute(command).await })
+        })
+        .collect();
+    let (mut posted, mut overloaded) = (0, 0);
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => posted += 1,
+            Err(CommandError::Overloaded) => overloaded += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(0 < overloaded && 0 < posted, "{posted} posted, {overloaded} refused");
+    assert_eq!(
+        world.balance(b).await,
+        format!("{}.{:02}", posted / 100, posted % 100),
+        "what was refused was not done"
+    );
+}
