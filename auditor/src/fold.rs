@@ -1,0 +1,439 @@
+//! The naive fold: what every wallet holds and may do, from what events say, one after another.
+//!
+//! Nothing is believed: what an event claims (`balanceAfter`, `walletVersion`) is compared with what the events
+//! before it come to. After a difference the fold goes on, so that one bad event is one finding where possible.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rust_decimal::Decimal;
+use uuid::Uuid;
+
+use crate::money::Currency;
+use crate::payload::{Direction, Entry, Instruction, InstructionKind, Kind, Payload, WalletChanged, WalletOpened};
+use crate::record::{StoredEvent, id};
+use crate::report::{CurrencyTotal, Findings};
+
+/// Everything that the events so far come to.
+#[derive(Default)]
+pub(crate) struct Fold {
+    pub(crate) wallets: HashMap<Uuid, Wallet>,
+    partners: HashMap<Uuid, i64>,
+    pending: HashMap<Uuid, Pending>,
+    system: HashSet<(Kind, Currency)>,
+    pub(crate) statuses: Statuses,
+}
+
+#[derive(Clone)]
+pub(crate) struct Wallet {
+    pub(crate) kind: Kind,
+    pub(crate) currency: Currency,
+    pub(crate) balance: Decimal,
+    pub(crate) status: Status,
+    pub(crate) version: i64,
+    /// Lines of its statement.
+    pub(crate) entries: i64,
+    /// Where it changed last.
+    pub(crate) position: i64,
+    /// Events in its own stream.
+    sequence: i64,
+    /// Pending transactions about it.
+    pending: i64,
+    /// How far the log's claims are from our fold; each difference is reported once.
+    drift: Decimal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Active,
+    Frozen,
+    Closed,
+}
+
+/// How many transactions have come to what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Statuses {
+    pub(crate) pending: i64,
+    pub(crate) success: i64,
+    pub(crate) failed: i64,
+    pub(crate) expired: i64,
+}
+
+struct Pending {
+    instruction: Instruction,
+    sequence: i64,
+}
+
+/// Where a finding belongs.
+struct Here<'a> {
+    findings: &'a mut Findings,
+    event: &'a StoredEvent,
+}
+
+impl Here<'_> {
+    fn wrong(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.findings.add(self.event.position, Some(self.event.commit), check, detail);
+    }
+
+    /// What the sequence of this event ought to be.
+    fn sequence(&mut self, expected: i64) {
+        let (id, found) = (&self.event.aggregate_id, self.event.sequence);
+        if found != expected {
+            let detail = format!("{id}: sequence {found} where {expected} belongs");
+            self.wrong("sequence", detail);
+        }
+    }
+
+    fn id(&mut self, prefix: &str, text: &str) -> Option<Uuid> {
+        let id = id(prefix, text);
+        if id.is_none() {
+            self.wrong("id", format!("{text:?} is not {prefix} and a UUID"));
+        }
+        id
+    }
+}
+
+impl Fold {
+    /// Folds one event in. Answers the id of a transaction or command that begins here and must not begin again.
+    pub(crate) fn event(&mut self, event: &StoredEvent, findings: &mut Findings) -> Option<Uuid> {
+        let mut here = Here { findings, event };
+        if event.event_version != "1.0.0" {
+            here.wrong("event-type", format!("version {:?} is not known here", event.event_version));
+        }
+        let payload: Payload = match serde_json::from_str(&event.payload) {
+            Ok(payload) => payload,
+            Err(error) => {
+                here.wrong("payload", format!("cannot be read: {error}"));
+                return None;
+            }
+        };
+        if payload.event_type() != event.event_type {
+            here.wrong("event-type", format!("{:?} holds a {}", event.event_type, payload.event_type()));
+        }
+        let (stream, prefix) = match payload {
+            Payload::PartnerRegistered {} => ("partner", "par_"),
+            Payload::WalletOpened(_)
+            | Payload::WalletFrozen(_)
+            | Payload::WalletUnfrozen(_)
+            | Payload::WalletClosed(_) => ("wallet", "wal_"),
+            Payload::CommandDeclined {} => ("command", "cmd_"),
+            _ => ("transaction", "txn_"),
+        };
+        if event.aggregate_type != stream {
+            here.wrong("event-type", format!("a {} in a stream of a {}", payload.event_type(), event.aggregate_type));
+        }
+        let id = here.id(prefix, &event.aggregate_id)?;
+        match payload {
+            Payload::PartnerRegistered {} => {
+                let partner = self.partners.entry(id).or_default();
+                here.sequence(partner.saturating_add(1));
+                if *partner != 0 {
+                    here.wrong("partner-life", format!("{} is registered again", event.aggregate_id));
+                }
+                *partner = event.sequence;
+            }
+            Payload::WalletOpened(opened) => self.open(here, id, &opened),
+            Payload::WalletFrozen(changed) => self.change(here, id, &changed, Status::Frozen),
+            Payload::WalletUnfrozen(changed) => self.change(here, id, &changed, Status::Active),
+            Payload::WalletClosed(changed) => self.change(here, id, &changed, Status::Closed),
+            Payload::CommandDeclined {} => {
+                here.sequence(1);
+                if id != event.command_id {
+                    here.wrong("command", "declined under another command's id");
+                }
+                return Some(id);
+            }
+            Payload::TransactionPosted(posted) => {
+                here.sequence(1);
+                self.enter(&mut here, &posted.instruction.currency, &posted.entries);
+                as_instructed(&mut here, &posted.instruction, &posted.entries);
+                count(&mut self.statuses.success);
+                return Some(id);
+            }
+            Payload::TransactionDeclined {} => {
+                here.sequence(1);
+                count(&mut self.statuses.failed);
+                return Some(id);
+            }
+            Payload::TransactionRequested(requested) => {
+                here.sequence(1);
+                self.request(here, id, requested.instruction);
+                return Some(id);
+            }
+            Payload::TransactionSettled(settled) => {
+                if let Some(instruction) = self.end(&mut here, id, &settled.wallet_id) {
+                    if instruction.currency != settled.currency {
+                        here.wrong("instruction", "settled in another currency than was asked for");
+                    }
+                    as_instructed(&mut here, &instruction, &settled.entries);
+                }
+                self.enter(&mut here, &settled.currency, &settled.entries);
+                count(&mut self.statuses.success);
+            }
+            Payload::TransactionFailed(failed) => {
+                self.end(&mut here, id, &failed.wallet_id);
+                count(&mut self.statuses.failed);
+            }
+            Payload::TransactionExpired(expired) => {
+                self.end(&mut here, id, &expired.wallet_id);
+                count(&mut self.statuses.expired);
+            }
+        }
+        None
+    }
+
+    /// What must hold when all events are in.
+    pub(crate) fn end_of_log(&self, head: i64, findings: &mut Findings) -> BTreeMap<String, CurrencyTotal> {
+        let mut totals: BTreeMap<String, CurrencyTotal> = BTreeMap::new();
+        for (id, wallet) in &self.wallets {
+            let code = wallet.currency.code();
+            let total = totals.entry(code.to_owned()).or_insert_with(|| {
+                let zero = wallet.currency.zero();
+                CurrencyTotal { wallets: 0, customers: zero, partners: zero, system: zero }
+            });
+            total.wallets = total.wallets.saturating_add(1);
+            let sum = match wallet.kind {
+                Kind::Customer => &mut total.customers,
+                Kind::Settlement => &mut total.partners,
+                Kind::Adjustments | Kind::Bank => &mut total.system,
+            };
+            match sum.checked_add(wallet.balance) {
+                Some(more) => *sum = more,
+                None => findings.add(head, None, "conservation", format!("the sum of {code} cannot be written")),
+            }
+            if wallet.status == Status::Closed && !wallet.balance.is_zero() {
+                let detail = format!("wal_{id} is closed and holds {} {code}", wallet.balance);
+                findings.add(wallet.position, None, "closed-wallet", detail);
+            }
+        }
+        for (code, CurrencyTotal { customers, partners, system, .. }) in &totals {
+            let all = customers.checked_add(*partners).and_then(|sum| sum.checked_add(*system));
+            if all != Some(Decimal::ZERO) {
+                let detail = format!(
+                    "{code}: customers {customers}, partners {partners}, system {system} are not zero together"
+                );
+                findings.add(head, None, "conservation", detail);
+            }
+        }
+        totals
+    }
+
+    fn open(&mut self, mut here: Here<'_>, id: Uuid, opened: &WalletOpened) {
+        let name = here.event.aggregate_id.clone();
+        if self.wallets.contains_key(&id) {
+            here.wrong("wallet-life", format!("{name} is opened again"));
+            return;
+        }
+        here.sequence(1);
+        let Some(currency) = Currency::read(&opened.currency) else {
+            here.wrong("currency", format!("{:?} is not a currency", opened.currency));
+            return;
+        };
+        if opened.wallet_version != 1 {
+            here.wrong("wallet-version", format!("{name} begins with version {}", opened.wallet_version));
+        }
+        if currency.balance(&opened.balance_after) != Some(Decimal::ZERO) {
+            here.wrong("balance-after", format!("{name} begins with {:?}", opened.balance_after));
+        }
+        let of_the_system = !opened.kind.has_floor();
+        match &opened.partner_id {
+            None if !of_the_system => here.wrong("wallet-life", format!("{name} belongs to no partner")),
+            Some(_) if of_the_system => here.wrong("wallet-life", format!("{name} is the system's and a partner's")),
+            Some(partner) if !here.id("par_", partner).is_some_and(|partner| self.partners.contains_key(&partner)) => {
+                here.wrong("wallet-life", format!("{name} belongs to {partner:?}, who is not registered"));
+            }
+            _ => {}
+        }
+        // A wallet without a floor can pay out what it never had: there is one for each job and currency.
+        if of_the_system && !self.system.insert((opened.kind, currency)) {
+            here.wrong("wallet-life", format!("{name}: a second system wallet of its kind in {}", currency.code()));
+        }
+        let wallet = Wallet {
+            kind: opened.kind,
+            currency,
+            balance: currency.zero(),
+            status: Status::Active,
+            version: opened.wallet_version,
+            entries: 0,
+            position: here.event.position,
+            sequence: here.event.sequence,
+            pending: 0,
+            drift: Decimal::ZERO,
+        };
+        self.wallets.insert(id, wallet);
+    }
+
+    fn change(&mut self, mut here: Here<'_>, id: Uuid, changed: &WalletChanged, to: Status) {
+        let name = here.event.aggregate_id.clone();
+        let Some(wallet) = self.wallets.get_mut(&id) else {
+            here.wrong("wallet-life", format!("{name} was never opened"));
+            return;
+        };
+        here.sequence(wallet.sequence.saturating_add(1));
+        wallet.sequence = here.event.sequence;
+        let may = match to {
+            Status::Frozen => wallet.status == Status::Active,
+            Status::Active => wallet.status == Status::Frozen,
+            Status::Closed => wallet.status != Status::Closed,
+        };
+        if !may {
+            here.wrong("wallet-life", format!("{name} goes from {:?} to {to:?}", wallet.status));
+        }
+        if to == Status::Closed && !wallet.balance.is_zero() {
+            here.wrong("closed-wallet", format!("{name} is closed with {}", wallet.balance));
+        }
+        if to == Status::Closed && wallet.pending != 0 {
+            here.wrong("closed-wallet", format!("{name} is closed while {} transactions are pending", wallet.pending));
+        }
+        wallet.status = to;
+        wallet.claims(&mut here, &name, changed.wallet_version, &changed.balance_after);
+    }
+
+    /// Takes the entries of one event in: balanced, in one currency, between wallets that may be used.
+    fn enter(&mut self, here: &mut Here<'_>, code: &str, entries: &[Entry]) {
+        let Some(currency) = Currency::read(code) else {
+            here.wrong("currency", format!("{code:?} is not a currency"));
+            return;
+        };
+        if entries.is_empty() {
+            here.wrong("balanced", "money moves without entries");
+        }
+        let mut sum = Some(Decimal::ZERO);
+        for entry in entries {
+            let Some(amount) = currency.amount(&entry.amount) else {
+                here.wrong("amount", format!("{:?} is not an amount of {code}", entry.amount));
+                sum = None;
+                continue;
+            };
+            let amount = match entry.direction {
+                Direction::Credit => Some(amount),
+                Direction::Debit => Decimal::ZERO.checked_sub(amount),
+            };
+            sum = sum.and_then(|sum| sum.checked_add(amount?));
+            let Some(id) = here.id("wal_", &entry.wallet_id) else { continue };
+            let Some(wallet) = self.wallets.get_mut(&id) else {
+                here.wrong("wallet-life", format!("{} was never opened", entry.wallet_id));
+                continue;
+            };
+            if wallet.currency != currency {
+                let detail = format!("{code} enters {}, which holds {}", entry.wallet_id, wallet.currency.code());
+                here.wrong("currency", detail);
+                continue;
+            }
+            if wallet.status != Status::Active {
+                here.wrong(
+                    "wallet-status",
+                    format!("money moves in {}, which is {:?}", entry.wallet_id, wallet.status),
+                );
+            }
+            match amount.and_then(|amount| wallet.balance.checked_add(amount)) {
+                Some(balance) => wallet.balance = balance,
+                None => here.wrong("amount", format!("the balance of {} cannot be written", entry.wallet_id)),
+            }
+            wallet.entries = wallet.entries.saturating_add(1);
+            if wallet.kind.has_floor() && wallet.balance < Decimal::ZERO {
+                here.wrong("floor", format!("{} falls to {}", entry.wallet_id, wallet.balance));
+            }
+            wallet.claims(here, &entry.wallet_id, entry.wallet_version, &entry.balance_after);
+        }
+        if let Some(sum) = sum
+            && !sum.is_zero()
+        {
+            here.wrong("balanced", format!("credits exceed debits by {sum} {code}"));
+        }
+    }
+
+    fn request(&mut self, mut here: Here<'_>, id: Uuid, instruction: Instruction) {
+        count(&mut self.statuses.pending);
+        if Currency::read(&instruction.currency).and_then(|it| it.amount(&instruction.amount)).is_none() {
+            let Instruction { amount, currency, .. } = &instruction;
+            here.wrong("amount", format!("{amount:?} is not an amount of {currency:?}"));
+        }
+        match here.id("wal_", &instruction.wallet_id).and_then(|id| self.wallets.get_mut(&id)) {
+            Some(wallet) => {
+                count(&mut wallet.pending);
+                if wallet.currency.code() != instruction.currency {
+                    here.wrong("currency", "asked for in another currency than the wallet's");
+                }
+                if wallet.status != Status::Active {
+                    here.wrong("wallet-status", format!("asked for a wallet that is {:?}", wallet.status));
+                }
+            }
+            None => here.wrong("wallet-life", format!("{} was never opened", instruction.wallet_id)),
+        }
+        self.pending.insert(id, Pending { instruction, sequence: here.event.sequence });
+    }
+
+    /// Ends what is pending; what never began, or has ended, cannot end.
+    fn end(&mut self, here: &mut Here<'_>, id: Uuid, wallet_id: &str) -> Option<Instruction> {
+        let Some(Pending { instruction, sequence }) = self.pending.remove(&id) else {
+            here.wrong("transaction-life", format!("{} ends and was not pending", here.event.aggregate_id));
+            return None;
+        };
+        here.sequence(sequence.saturating_add(1));
+        self.statuses.pending = self.statuses.pending.saturating_sub(1);
+        if instruction.wallet_id != wallet_id {
+            here.wrong("instruction", format!("ends for {wallet_id}, was asked for {}", instruction.wallet_id));
+        }
+        if let Some(wallet) = id_of(&instruction).and_then(|id| self.wallets.get_mut(&id)) {
+            wallet.pending = wallet.pending.saturating_sub(1);
+        }
+        Some(instruction)
+    }
+}
+
+impl Wallet {
+    /// Compares what an event says about the wallet with what the events up to it come to.
+    fn claims(&mut self, here: &mut Here<'_>, name: &str, version: i64, balance_after: &str) {
+        let expected = self.version.saturating_add(1);
+        if version != expected {
+            here.wrong("wallet-version", format!("{name}: version {version} where {expected} belongs"));
+        }
+        self.version = version;
+        self.position = here.event.position;
+        let Some(claimed) = self.currency.balance(balance_after) else {
+            here.wrong("balance-after", format!("{name}: {balance_after:?} is not a balance"));
+            return;
+        };
+        let drift = claimed.checked_sub(self.balance).unwrap_or(Decimal::MAX);
+        if drift != self.drift && !drift.is_zero() {
+            here.wrong("balance-after", format!("{name}: {claimed} is written where {} belongs", self.balance));
+        }
+        self.drift = drift;
+    }
+}
+
+impl Kind {
+    pub(crate) const fn has_floor(self) -> bool {
+        matches!(self, Self::Customer | Self::Settlement)
+    }
+}
+
+/// Whether the entries do what was asked for: this amount, at this wallet, in this direction.
+fn as_instructed(here: &mut Here<'_>, instruction: &Instruction, entries: &[Entry]) {
+    let of_wallet = match instruction.kind {
+        InstructionKind::Transfer => Some(Direction::Debit),
+        InstructionKind::Adjustment => instruction.direction,
+        InstructionKind::TopUp => Some(Direction::Credit),
+    };
+    let has = |wallet: &str, direction: Option<Direction>| {
+        entries.iter().any(|entry| {
+            entry.wallet_id == wallet && Some(entry.direction) == direction && entry.amount == instruction.amount
+        })
+    };
+    let payee = match (instruction.kind, &instruction.to_wallet_id) {
+        (InstructionKind::Transfer, Some(payee)) => has(payee, Some(Direction::Credit)),
+        (InstructionKind::Transfer, None) => false,
+        (InstructionKind::Adjustment | InstructionKind::TopUp, _) => true,
+    };
+    if !has(&instruction.wallet_id, of_wallet) || !payee || entries.len() != 2 {
+        here.wrong("instruction", "the entries are not what was asked for");
+    }
+}
+
+fn id_of(instruction: &Instruction) -> Option<Uuid> {
+    id("wal_", &instruction.wallet_id)
+}
+
+fn count(counter: &mut i64) {
+    *counter = counter.saturating_add(1);
+}
