@@ -51,6 +51,13 @@ pub(crate) async fn postgres(
             return Ok(found);
         }
     }
+    if cfg!(target_os = "linux") && !Path::new("/usr/share/zoneinfo/UTC").exists() {
+        // The one thing outside its own tree that Debian's Postgres cannot do without: clients ask for UTC.
+        return Err(StackError::Missing(format!(
+            "No usable Postgres was found, and a downloaded one needs /usr/share/zoneinfo (`sudo apt-get install tzdata`). {}",
+            instruction(wanted)
+        )));
+    }
     let majors: Vec<u32> = wanted.map_or_else(|| MAJOR_VERSIONS.rev().collect(), |wanted| vec![wanted]);
     let package = |major: &u32| format!("postgresql-{major}");
     let names: Vec<String> = majors.iter().map(package).collect();

@@ -115,7 +115,7 @@ fn lock_is_free(data: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn servers_of_this_machine_are_found_and_a_second_start_continues() {
+async fn a_second_start_continues() {
     let directory = directory();
     let data = directory.path().join("data");
     let stack = start(&data, quick()).await;
@@ -158,6 +158,27 @@ async fn the_cluster_is_made_for_a_ledger() {
         .database_url()
         .replace(url::Url::parse(stack.database_url()).expect("a URL").password().expect("a password"), "wrong");
     PgConnection::connect(&passwordless).await.expect_err("another password is refused");
+    stack.stop().await.expect("the servers stop");
+}
+
+/// Here only where there is something to find; elsewhere every other test of this file downloads.
+#[tokio::test]
+async fn servers_that_this_machine_has_are_used_and_nothing_is_downloaded() {
+    let has = |program: &str, hidden: &[&str]| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).chain(hidden.iter().map(PathBuf::from)).any(|place| place.join(program).exists())
+    };
+    let debian: Vec<String> = (15..=18).map(|major| format!("/usr/lib/postgresql/{major}/bin")).collect();
+    let debian: Vec<&str> = debian.iter().map(String::as_str).collect();
+    let all_are_here = has("postgres", &debian) && has("nats-server", &["/usr/sbin"]);
+    let directory = directory();
+    let cache = directory.path().join("cache");
+    let options = if all_are_here { Options { cache: Some(cache.clone()), ..quick() } } else { quick() };
+    let stack = start(&directory.path().join("data"), options).await;
+    check_both_work(&stack).await;
+    let program = PathBuf::from(stack.postgres_command("initdb").expect("it is beside the server").get_program());
+    assert_eq!(all_are_here, !program.ancestors().any(|place| place.ends_with("daybook")), "{}", program.display());
+    assert!(!cache.exists());
     stack.stop().await.expect("the servers stop");
 }
 
