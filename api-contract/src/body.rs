@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, Schema, Type};
 
 use ledger_core::{
     Amount, Balance, Currency, Direction, Entries, Entry, Failure, Instruction, Metadata, PartnerId, Timestamp,
@@ -34,7 +35,7 @@ pub struct WalletBody {
     /// `balance` less `held`.
     #[schema(value_type = String, example = "70.00")]
     pub available: Balance,
-    #[schema(value_type = String, pattern = "^(ACTIVE|FROZEN|CLOSED)$")]
+    #[schema(schema_with = wallet_status)]
     pub status: WalletStatus,
     #[schema(value_type = Object)]
     pub metadata: Metadata,
@@ -54,7 +55,7 @@ pub struct TransactionBody {
     #[serde(rename = "type")]
     #[schema(value_type = String, example = "TRANSFER")]
     pub kind: TransactionKind,
-    #[schema(value_type = String, pattern = "^(PENDING|SUCCESS|FAILED|REVERSED|EXPIRED)$")]
+    #[schema(schema_with = transaction_status)]
     pub status: TransactionStatus,
     /// The wallet that it is about: the paying one of a transfer.
     #[schema(value_type = String)]
@@ -105,7 +106,7 @@ pub struct TransactionBody {
 pub struct EntryBody {
     #[schema(value_type = String)]
     pub wallet_id: WalletId,
-    #[schema(value_type = String, pattern = "^(DEBIT|CREDIT)$")]
+    #[schema(schema_with = direction)]
     pub direction: Direction,
     #[schema(value_type = String, example = "10.50")]
     pub amount: Amount,
@@ -262,6 +263,23 @@ impl TransactionBody {
     }
 }
 
+fn wallet_status() -> Schema {
+    one_of(["ACTIVE", "FROZEN", "CLOSED"])
+}
+
+fn transaction_status() -> Schema {
+    one_of(["PENDING", "SUCCESS", "FAILED", "REVERSED", "EXPIRED"])
+}
+
+fn direction() -> Schema {
+    one_of(["DEBIT", "CREDIT"])
+}
+
+/// The OpenAPI schema of one of a few words.
+fn one_of<const N: usize>(words: [&'static str; N]) -> Schema {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
+}
+
 fn bodies(entries: &Entries) -> Vec<EntryBody> {
     entries
         .iter()
@@ -350,6 +368,28 @@ mod tests {
             balance_after: Balance::zero(eur()),
         };
         WalletBody::new(&event, wallet(1), at(0))
+    }
+
+    #[test]
+    fn the_described_fields_are_the_fields_that_are_written() {
+        fn check<T: ToSchema>(name: &str, written: Value, absent_at_times: &[&str]) {
+            assert_eq!(T::name(), name);
+            let schema = serde_json::to_value(T::schema()).unwrap();
+            let mut described: Vec<_> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+            let mut expected: Vec<_> = written.as_object().unwrap().keys().cloned().collect();
+            let mut required: Vec<String> = serde_json::from_value(schema["required"].clone()).unwrap();
+            required.sort();
+            expected.sort();
+            assert_eq!(required, expected, "what is always written is required");
+            expected.extend(absent_at_times.iter().map(|name| (*name).to_owned()));
+            expected.sort();
+            described.sort();
+            assert_eq!(described, expected);
+        }
+        check::<WalletBody>("Wallet", serde_json::to_value(opened()).unwrap(), &[]);
+        let at_times =
+            ["toWalletId", "partnerWalletId", "userId", "reference", "description", "failure", "completedAt"];
+        check::<TransactionBody>("Transaction", serde_json::to_value(requested()).unwrap(), &at_times);
     }
 
     #[test]

@@ -127,8 +127,7 @@ fn user(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
     let text = std::str::from_utf8(value.as_bytes())
         .map_err(|_| Problem::of("invalid-character").detail("X-User-ID is not UTF-8"))?;
     let user = UserId::parse(text).map_err(|problem| {
-        let detail = format!("X-User-ID: {problem}");
-        problem.detail(detail)
+        problem.detail("X-User-ID has 1 to 128 characters, none of them a control character or the like")
     })?;
     Ok(Some(user.as_str().into()))
 }

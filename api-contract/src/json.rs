@@ -25,7 +25,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// A JSON body of at most 64 KiB. Fields that `T` does not have are refused, whatever serde attributes it has.
 ///
-/// `T` must not use `#[serde(flatten)]`: it swallows unknown fields.
+/// `T` must not use `#[serde(flatten)]` or tagged enums: through them unknown fields slip by.
 #[derive(Clone, Debug)]
 pub struct Json<T>(pub T, pub CanonicalBody);
 

@@ -17,7 +17,7 @@ pub struct Path<T>(pub T);
 
 /// The query's parameters, each at most once; names that `T` does not have are refused.
 ///
-/// `T` must not use `#[serde(flatten)]`: it swallows unknown names.
+/// `T` must not use `#[serde(flatten)]`: through it unknown names slip by.
 #[derive(Clone, Debug)]
 pub struct Query<T>(pub T);
 
