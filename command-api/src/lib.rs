@@ -1,1 +1,116 @@
-//! command-api
+//! The way in: HTTP becomes commands, and what the ledger says becomes answers.
+//!
+//! Fifth room on the road. A handler takes a request apart, asks `ledger-engine` and answers from the receipt
+//! alone, so a repetition is answered byte for byte like the first call. What is wrong in form is refused here,
+//! before anything is written; what only the book can know is the ledger's to refuse.
+//!
+//! Left out: views (projector), the bus (event-feed): a command can neither depend on something that lags nor
+//! half succeed because a broker is away. Reading tokens, keys and bodies strictly is api-contract's.
+
+mod answer;
+mod auth;
+mod call;
+mod docs;
+mod openapi;
+mod partners;
+mod transactions;
+mod wallets;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_contract::Access;
+use axum::Router;
+use axum::extract::FromRef;
+use ledger_engine::Ledger;
+use runtime::health::Health;
+use runtime::http::Limits;
+use runtime::shutdown::Shutdown;
+use tokio::net::TcpListener;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use docs::docs;
+pub use openapi::{complete, openapi};
+
+/// What the commands must be told and cannot find out.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the bank's payment pages are, without a slash at the end: `https://bank.example`.
+    pub bank_url: String,
+}
+
+/// What every handler works with. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Commands {
+    ledger: Ledger,
+    access: Access,
+    settings: Arc<Settings>,
+}
+
+impl Commands {
+    pub fn new(ledger: Ledger, access: Access, settings: Settings) -> Self {
+        Self { ledger, access, settings: Arc::new(settings) }
+    }
+
+    /// Adds what must hold for commands to be executed: a running engine and a reachable database. Not NATS.
+    #[must_use]
+    pub fn health(&self, health: Health) -> Health {
+        let (ledger, access) = (self.ledger.clone(), self.access.clone());
+        health
+            .check("ledger-engine", CHECK_TIME, move || {
+                let running = ledger.is_running();
+                async move { if running { Ok(()) } else { Err("the engine has stopped") } }
+            })
+            .check("database", CHECK_TIME, move || {
+                let access = access.clone();
+                async move { access.ping().await }
+            })
+    }
+}
+
+/// The routes of this service, without [`api_contract::layer`], which goes around all routes of a process.
+pub fn routes(state: Commands) -> Router {
+    described().split_for_parts().0.with_state(state)
+}
+
+/// Serves until the shutdown, then lets the engine finish what it has taken on.
+pub async fn run(listener: TcpListener, state: Commands, shutdown: Shutdown) -> anyhow::Result<()> {
+    let router = routes(state.clone())
+        .merge(docs(openapi()))
+        .merge(api_contract::problem_pages())
+        .merge(state.health(Health::new()).router());
+    let served = runtime::http::serve(listener, api_contract::layer(router), Limits::default(), shutdown).await;
+    state.ledger.stop(STOP_TIME).await;
+    Ok(served?)
+}
+
+const CHECK_TIME: Duration = Duration::from_secs(2);
+
+/// For what the engine still has when the last connection is gone.
+const STOP_TIME: Duration = Duration::from_secs(5);
+
+/// The routes together with their descriptions: neither can be added without the other.
+fn described() -> OpenApiRouter<Commands> {
+    OpenApiRouter::with_openapi(openapi::opening())
+        .routes(routes!(auth::token))
+        .routes(routes!(auth::refresh))
+        .routes(routes!(auth::logout))
+        .routes(routes!(partners::register))
+        .routes(routes!(wallets::open))
+        .routes(routes!(wallets::freeze))
+        .routes(routes!(wallets::unfreeze))
+        .routes(routes!(wallets::close))
+        .routes(routes!(transactions::transfer))
+        .routes(routes!(transactions::adjustment))
+        .routes(routes!(transactions::top_up))
+        .routes(routes!(transactions::settle))
+        .routes(routes!(transactions::fail))
+        .routes(routes!(transactions::expire))
+}
+
+impl FromRef<Commands> for Access {
+    fn from_ref(state: &Commands) -> Self {
+        state.access.clone()
+    }
+}

@@ -1,0 +1,242 @@
+//! From what the ledger says to what HTTP says.
+//!
+//! An answer is made of the command's events and of nothing else: not of the request, not of a clock. That is
+//! why a replay has the same bytes, refusals included.
+
+use api_contract::{LEDGER_POSITION, Problem, TransactionBody, WalletBody};
+use axum::Json;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use ledger_core::{
+    Balance, Command, CommandEvent, Event, Failure, Timestamp, TransactionEvent, TransactionId, WalletEvent,
+};
+use ledger_engine::{CommandError, Receipt};
+use serde::{Deserialize, Serialize};
+
+use crate::Commands;
+
+pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// A command that was executed, now or when its key was used first.
+pub(crate) struct Done {
+    pub(crate) recorded: Recorded,
+    /// What happened to the thing that the command is about, up to and including what the command did to it.
+    stream: Vec<Happened>,
+    receipt: Receipt,
+}
+
+/// Where the log has it, and whether it had it before this call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recorded {
+    position: i64,
+    replayed: bool,
+}
+
+pub(crate) struct Happened {
+    pub(crate) event: Event,
+    pub(crate) position: i64,
+    pub(crate) recorded_at: Timestamp,
+}
+
+/// What was asked for, with the headers that every command's answer has.
+pub(crate) struct Answer<T> {
+    status: StatusCode,
+    body: T,
+    location: Option<String>,
+    recorded: Recorded,
+}
+
+/// What was not done, and whether the log keeps the refusal.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    problem: Problem,
+    recorded: Option<Recorded>,
+    /// Nothing was written, and nothing will be.
+    pub(crate) without_trace: bool,
+}
+
+impl Commands {
+    /// Asks the ledger. A refusal that the log keeps is an error here like any other.
+    pub(crate) async fn execute(&self, command: Command) -> Result<Done, Refused> {
+        let receipt = self.ledger.execute(command).await?;
+        let recorded = Recorded { position: receipt.position(), replayed: receipt.replayed };
+        let stream = read(&receipt.stream)?;
+        if let Some((failure, transaction)) = stream.iter().find_map(declined) {
+            return Err(refused(&receipt, recorded, failure, transaction));
+        }
+        Ok(Done { recorded, stream, receipt })
+    }
+}
+
+impl Done {
+    /// The transaction as the command left it.
+    pub(crate) fn transaction(&self) -> Result<TransactionBody, Problem> {
+        let mut body: Option<TransactionBody> = None;
+        for Happened { event, position, recorded_at } in &self.stream {
+            let Event::Transaction(id, event) = event else { return Err(other_stream()) };
+            match &mut body {
+                None => body = Some(TransactionBody::new(event, *id, *position, *recorded_at)),
+                Some(body) => body.apply(event, *position, *recorded_at),
+            }
+        }
+        body.ok_or_else(other_stream)
+    }
+
+    /// The wallet as the command left it.
+    pub(crate) fn wallet(&self) -> Result<WalletBody, Problem> {
+        wallet(self.stream.iter())
+    }
+
+    /// What happened in the stream of the command's first event.
+    pub(crate) fn stream(&self) -> &[Happened] {
+        &self.stream
+    }
+
+    /// All events of the command, of whatever stream.
+    pub(crate) fn events(&self) -> Result<Vec<Happened>, Problem> {
+        read(&self.receipt.events)
+    }
+}
+
+/// A wallet from events of its own stream, the first one first.
+///
+/// Each of these says which change of the wallet it is and what the wallet then held, so the entries of transactions
+/// between them need not be read.
+pub(crate) fn wallet<'e>(events: impl Iterator<Item = &'e Happened>) -> Result<WalletBody, Problem> {
+    let mut body: Option<WalletBody> = None;
+    for Happened { event, recorded_at, .. } in events {
+        let Event::Wallet(id, event) = event else { return Err(other_stream()) };
+        match &mut body {
+            None => body = Some(WalletBody::new(event, *id, *recorded_at)),
+            Some(body) => {
+                body.version = event.wallet_version() - 1;
+                body.apply(event);
+                (body.balance, body.available) = (balance_after(event), balance_after(event));
+            }
+        }
+    }
+    body.ok_or_else(other_stream)
+}
+
+fn balance_after(event: &WalletEvent) -> Balance {
+    match event {
+        WalletEvent::Opened { balance_after, .. }
+        | WalletEvent::Frozen { balance_after, .. }
+        | WalletEvent::Unfrozen { balance_after, .. }
+        | WalletEvent::Closed { balance_after, .. } => *balance_after,
+    }
+}
+
+impl<T> Answer<T> {
+    pub(crate) fn ok(recorded: Recorded, body: T) -> Self {
+        Self { status: StatusCode::OK, body, location: None, recorded }
+    }
+
+    pub(crate) fn created(recorded: Recorded, location: String, body: T) -> Self {
+        Self { status: StatusCode::CREATED, body, location: Some(location), recorded }
+    }
+
+    /// It has begun, and ends later.
+    pub(crate) fn accepted(recorded: Recorded, location: String, body: T) -> Self {
+        Self { status: StatusCode::ACCEPTED, body, location: Some(location), recorded }
+    }
+}
+
+impl Recorded {
+    pub(crate) fn replayed(self) -> bool {
+        self.replayed
+    }
+
+    fn tell(self, headers: &mut HeaderMap) {
+        headers.insert(LEDGER_POSITION, HeaderValue::from(self.position));
+        if self.replayed {
+            headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body)).into_response();
+        let headers = response.headers_mut();
+        self.recorded.tell(headers);
+        if let Some(location) = self.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {
+            headers.insert(header::LOCATION, location);
+        }
+        response
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = self.problem.into_response();
+        if let Some(recorded) = self.recorded {
+            recorded.tell(response.headers_mut());
+        }
+        response
+    }
+}
+
+/// What was refused before the ledger was asked, or could not be said after it had answered.
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self { problem, recorded: None, without_trace: false }
+    }
+}
+
+impl From<CommandError> for Refused {
+    fn from(error: CommandError) -> Self {
+        let (problem, without_trace) = match &error {
+            CommandError::Refused(refusal) => (Problem::from(refusal), true),
+            CommandError::KeyReused => (Problem::of("idempotency-key-reused"), true),
+            CommandError::KeyInFlight => (Problem::of("idempotency-in-flight").retry_after(1), false),
+            CommandError::Overloaded => (Problem::of("overloaded").retry_after(1), true),
+            CommandError::OutcomeUnknown => (Problem::of("outcome-unknown").retry_after(2), false),
+            CommandError::Unavailable => (Problem::of("storage-unavailable").retry_after(2), true),
+        };
+        if problem.status().is_server_error() {
+            tracing::warn!(%error, slug = problem.slug(), "a command was not answered by the ledger");
+        }
+        Self { problem, recorded: None, without_trace }
+    }
+}
+
+fn read(events: &[event_store::RecordedEvent]) -> Result<Vec<Happened>, Problem> {
+    let happened = |recorded: &event_store::RecordedEvent| {
+        let event = recorded.read().map_err(|error| Problem::internal(&error))?;
+        Ok(Happened { event, position: recorded.position, recorded_at: recorded.recorded_at })
+    };
+    events.iter().map(happened).collect()
+}
+
+/// Why the ledger refused, if that is what happened; and which transaction this would have become.
+fn declined(happened: &Happened) -> Option<(&Failure, Option<TransactionId>)> {
+    match &happened.event {
+        Event::Transaction(id, TransactionEvent::Declined { failure, .. }) => Some((failure, Some(*id))),
+        Event::Command(_, CommandEvent::Declined { failure, .. }) => Some((failure, None)),
+        _ => None,
+    }
+}
+
+/// The first answer again: its reason, its numbers and the request that it was given to.
+fn refused(receipt: &Receipt, recorded: Recorded, failure: &Failure, transaction: Option<TransactionId>) -> Refused {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        request_id: Option<String>,
+    }
+    let mut problem = Problem::from_code(&failure.code).detail(&failure.detail);
+    let metadata = receipt.events.first().map(|event| serde_json::from_str::<Metadata>(&event.metadata));
+    if let Some(Ok(Metadata { request_id: Some(id) })) = metadata {
+        problem = problem.request_id(&id);
+    }
+    if let Some(id) = transaction {
+        problem = problem.member("transactionId", id);
+    }
+    Refused { problem, recorded: Some(recorded), without_trace: false }
+}
+
+/// A receipt that is about something else than its command.
+fn other_stream() -> Problem {
+    Problem::internal(&std::io::Error::other("the receipt of a command is not about what the command is about"))
+}

@@ -1,0 +1,55 @@
+//! The command service as a process of its own. `daybook up` runs the same code beside all the others.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use api_contract::{Access, Seal};
+use clap::Parser;
+use command_api::{Commands, Settings};
+use ledger_engine::Ledger;
+use tokio::net::TcpListener;
+
+/// Takes commands over HTTP and writes them to the ledger.
+#[derive(Parser)]
+#[command(name = "command-api", version)]
+struct Options {
+    /// The ledger's database; its schemas must be up to date.
+    #[arg(long, env = "DAYBOOK_DATABASE_URL", hide_env_values = true)]
+    database_url: String,
+    #[arg(long, env = "DAYBOOK_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where the bank's payment pages are.
+    #[arg(long, env = "DAYBOOK_BANK_URL")]
+    bank_url: String,
+    /// A file of exactly 32 random bytes: the key under which secrets are sealed, the same for all services.
+    #[arg(long, env = "DAYBOOK_SECRETS_KEY_FILE")]
+    secrets_key_file: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    runtime::telemetry::init("command-api");
+    let served = serve(options).await;
+    if let Err(error) = &served {
+        tracing::error!(error = %format_args!("{error:#}"), "stopped by a failure");
+    }
+    runtime::telemetry::flush();
+    served
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    let seal = Seal::from_key(secrets_key(&options.secrets_key_file)?);
+    let access = Access::connect(&options.database_url, seal).await.context("connecting to the schema access")?;
+    let ledger = Ledger::start(&options.database_url, ledger_engine::Settings::default()).await?;
+    let state = Commands::new(ledger, access, Settings { bank_url: options.bank_url });
+    let listener = TcpListener::bind(options.listen).await.context("listening")?;
+    tracing::info!(address = %listener.local_addr()?, "taking commands");
+    command_api::run(listener, state, runtime::shutdown::signal()).await
+}
+
+fn secrets_key(path: &std::path::Path) -> anyhow::Result<[u8; 32]> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading the key file {}", path.display()))?;
+    bytes.try_into().map_err(|_| anyhow::anyhow!("{} does not hold exactly 32 bytes", path.display()))
+}

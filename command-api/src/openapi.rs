@@ -1,0 +1,233 @@
+//! The OpenAPI document: what the code says about itself, completed with what holds for every route.
+//!
+//! A route's own description stands above its handler, and names its own problems in `x-problems`. What follows
+//! from the rest of the description is added here: whoever wants a token can be refused for want of one, whoever
+//! takes a body can be sent a broken one. [`complete`] does that for the documents of all services alike.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api_contract::Problem;
+use serde_json::Value;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
+    Response, ResponseBuilder, Type,
+};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::described;
+
+/// Where a route's description lists the slugs of its own problems. It is gone from the completed document.
+const PROBLEMS: &str = "x-problems";
+
+const PROBLEM_JSON: &str = "application/problem+json";
+
+/// The document of this service's routes.
+pub fn openapi() -> OpenApi {
+    complete(described().into_openapi())
+}
+
+/// Adds what every service's routes have in common: the problems that follow from a route's description, the
+/// headers of its answers, and the schema of a problem. Doing it twice changes nothing.
+pub fn complete(mut document: OpenApi) -> OpenApi {
+    for item in document.paths.paths.values_mut() {
+        for operation in operations(item) {
+            complete_operation(operation);
+        }
+    }
+    let components = document.components.get_or_insert_with(Default::default);
+    components.schemas.insert(ProblemDocument::name().into_owned(), ProblemDocument::schema());
+    components.add_security_scheme("bearer", bearer());
+    document
+}
+
+/// The document before any route is added.
+pub(crate) fn opening() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title("Daybook")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(INTRODUCTION))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+        .build();
+    let tags = TAGS.map(|(name, description)| TagBuilder::new().name(name).description(Some(description)).build());
+    OpenApiBuilder::new()
+        .info(info)
+        .tags(Some(tags))
+        .components(Some(ComponentsBuilder::new().security_scheme("bearer", bearer()).build()))
+        .build()
+}
+
+const INTRODUCTION: &str = "Wallets and movements of money, from one ordered log.\n\n\
+    Bodies are JSON in UTF-8 with camelCase names; unknown fields are refused. Amounts are decimal strings in major units, \
+    with an ISO 4217 currency. Times are RFC 3339 in UTC. Answers may gain fields and lose none.\n\n\
+    Every refusal is a problem document (RFC 9457). Its `type` is a page of this server that says what to do.\n\n\
+    Send an `Idempotency-Key` with everything that you would not want to happen twice; where money can move it is \
+    required. Repeating a request with its key repeats its answer, also years later.\n\n\
+    Every command answers `Ledger-Position`. A read with `minPosition` waits until it reflects that position.";
+
+const TAGS: [(&str, &str); 5] = [
+    ("auth", "Tokens for clients."),
+    ("partners", "Who may use the ledger."),
+    ("wallets", "Where money is."),
+    ("transactions", "How money moves."),
+    ("workflows", "How our own processes end what is pending. No partner's client has the scope."),
+];
+
+/// A problem document.
+#[derive(ToSchema)]
+#[schema(as = Problem, rename_all = "camelCase", example = json!({
+    "type": "/problems/insufficient-funds",
+    "title": "Insufficient funds",
+    "status": 422,
+    "detail": "available 50.00 does not cover 80.00",
+    "instance": "/v1/transactions/transfer",
+    "requestId": "req_0192f0c1-2d3e-7abc-8def-0123456789ab",
+    "transactionId": "txn_0192f0c1-2d3e-7abc-8def-0123456789ab",
+}))]
+#[expect(dead_code, reason = "read by the derive only")]
+struct ProblemDocument {
+    /// `/problems/<slug>`: a page of this server.
+    r#type: String,
+    title: String,
+    status: u16,
+    detail: String,
+    /// The path of the request.
+    instance: Option<String>,
+    /// The request that was refused; in a replay the first one.
+    request_id: Option<String>,
+    /// Of a transaction that the ledger refused and keeps as `FAILED`.
+    transaction_id: Option<String>,
+    /// What is wrong where.
+    errors: Option<Vec<ProblemPlace>>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by the derive only")]
+struct ProblemPlace {
+    /// A JSON pointer into the body, or `/name` of a query parameter.
+    pointer: String,
+    detail: String,
+}
+
+/// Which routes have which problems, beside their own.
+fn problems(operation: &Operation) -> BTreeSet<&'static str> {
+    let has_key = |required: bool| {
+        let keys = parameters(operation, |place| *place == ParameterIn::Header);
+        keys.filter(|(name, is_required)| *name == "Idempotency-Key" && (!required || *is_required)).count() != 0
+    };
+    let mut problems = BTreeSet::from(["not-acceptable", "headers-too-large", "uri-too-long"]);
+    if operation.security.as_ref().is_some_and(|security| !security.is_empty()) {
+        problems.extend(["unauthenticated", "token-invalid", "token-expired", "token-revoked", "insufficient-scope"]);
+    }
+    if operation.request_body.is_some() {
+        problems.extend(["malformed-json", "duplicate-field", "unknown-field", "invalid-field", "invalid-character"]);
+        problems.extend(["payload-too-large", "request-timeout", "unsupported-media-type", "unsupported-encoding"]);
+    }
+    if parameters(operation, |place| *place == ParameterIn::Path).next().is_some() {
+        problems.insert("invalid-id");
+    }
+    if parameters(operation, |place| *place == ParameterIn::Query).next().is_some() {
+        problems.extend(["unknown-field", "invalid-field"]);
+    }
+    if has_key(false) {
+        problems.extend(["idempotency-key-invalid", "idempotency-key-reused", "idempotency-in-flight"]);
+        problems.extend(["overloaded", "outcome-unknown", "storage-unavailable"]);
+    }
+    if has_key(true) {
+        problems.insert("idempotency-key-missing");
+    }
+    problems
+}
+
+fn complete_operation(operation: &mut Operation) {
+    let mut by_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
+    let own = operation.extensions.as_mut().and_then(|extensions| extensions.remove(PROBLEMS));
+    let own = own.as_ref().and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let general = problems(operation);
+    let slugs: BTreeSet<&str> = general.iter().copied().chain(own).collect();
+    for problem in slugs.into_iter().map(Problem::from_code) {
+        by_status.entry(problem.status().as_u16()).or_default().push(problem);
+    }
+    let is_command = general.contains("idempotency-key-invalid");
+    for (status, response) in &mut operation.responses.responses {
+        if let (RefOr::T(response), true) = (response, status.starts_with('2')) {
+            complete_answer(response, is_command);
+        }
+    }
+    for (status, problems) in by_status {
+        let response = operation.responses.responses.entry(status.to_string());
+        response.or_insert_with(|| RefOr::T(refusal(&problems)));
+    }
+    if operation.extensions.as_ref().is_some_and(|extensions| extensions.is_empty()) {
+        operation.extensions = None;
+    }
+}
+
+/// All problems of one status: what each means, and a document of each.
+fn refusal(problems: &[Problem]) -> Response {
+    let described = problems.iter().map(|problem| {
+        let document = problem.document();
+        let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        format!("- [`{}`](/problems/{}): {}", problem.slug(), problem.slug(), text("detail"))
+    });
+    let described = described.collect::<Vec<_>>().join("\n");
+    let examples = problems.iter().map(|problem| {
+        (problem.slug(), utoipa::openapi::example::ExampleBuilder::new().value(Some(problem.document())).build())
+    });
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(ProblemDocument::name())))
+        .examples_from_iter(examples)
+        .build();
+    let response = ResponseBuilder::new().description(described).content(PROBLEM_JSON, content);
+    let waits = problems.iter().any(|problem| matches!(problem.status().as_u16(), 429 | 503))
+        || problems.iter().any(|problem| problem.slug() == "idempotency-in-flight");
+    let mut response = response.build();
+    if waits {
+        add_header(&mut response, "Retry-After", Type::Integer, "Seconds to wait before repeating the request.");
+    }
+    add_header(&mut response, "X-Request-ID", Type::String, REQUEST_ID);
+    response
+}
+
+const REQUEST_ID: &str = "The request's name: the one that was sent (1–128 visible ASCII characters), or a new one.";
+
+fn complete_answer(response: &mut Response, is_command: bool) {
+    add_header(response, "X-Request-ID", Type::String, REQUEST_ID);
+    if is_command {
+        add_header(response, "Ledger-Position", Type::Integer, "The position of the command's last event in the log.");
+        let replayed = "`true` when the key was used before: this is what was answered then.";
+        add_header(response, "Idempotent-Replayed", Type::String, replayed);
+    }
+}
+
+fn add_header(response: &mut Response, name: &str, kind: Type, description: &str) {
+    let header = HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(kind)))
+        .description(Some(description))
+        .build();
+    response.headers.insert(name.to_owned(), RefOr::T(header));
+}
+
+fn bearer() -> SecurityScheme {
+    let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+    SecurityScheme::Http(scheme.description(Some("The `accessToken` of `POST /v1/auth/token`.")).build())
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let PathItem { get, put, post, delete, patch, .. } = item;
+    [get, put, post, delete, patch].into_iter().flatten()
+}
+
+/// Name and necessity of the parameters in the places that `wanted` picks.
+fn parameters(operation: &Operation, wanted: impl Fn(&ParameterIn) -> bool) -> impl Iterator<Item = (&str, bool)> {
+    let parameters = operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+        RefOr::T(parameter) => Some(parameter),
+        RefOr::Ref(_) => None,
+    });
+    parameters
+        .filter(move |parameter| wanted(&parameter.parameter_in))
+        .map(|parameter| (parameter.name.as_str(), parameter.required == utoipa::openapi::Required::True))
+}
