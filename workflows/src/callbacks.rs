@@ -71,24 +71,27 @@ enum Taken {
 /// The bank's word about a payment
 ///
 /// Signed: `X-Bank-Signature` is `sha256=` and the lower-case hex of HMAC-SHA256, keyed with the secret shared with the
-/// bank, over `X-Bank-Timestamp`, a full stop and the body's bytes. The same callback again has no second effect.
+/// bank, over `X-Bank-Timestamp`, a full stop and the body's bytes. The same callback again has no second effect; a
+/// reference that comes again with other content is `callback-conflict`, a word against what is known `invalid-transition`.
 #[utoipa::path(
     post,
     path = "/v1/callbacks/bank",
+    operation_id = "takeBankCallback",
     tag = "callbacks",
     params(
-        ("X-Bank-Timestamp" = i64, Header, description = "Unix seconds; at most 300 from ours"),
-        ("X-Bank-Signature" = String, Header, description = "sha256=<hex>"),
+        ("X-Bank-Timestamp" = i64, Header, description = "Unix seconds, at most 300 from ours."),
+        ("X-Bank-Signature" = String, Header, description = "`sha256=<hex>`"),
     ),
     request_body = BankCallback,
     responses(
-        (status = 200, description = "The word counts, now or since before", body = CallbackTaken),
-        (status = 202, description = "No such payment is known: quarantined", body = CallbackTaken),
-        (status = 401, description = "`signature-invalid`, `timestamp-out-of-tolerance`"),
-        (status = 409, description = "`callback-conflict`: the reference, or the payment, a second time with other content. `invalid-transition`: the payment has ended otherwise"),
-        (status = 422, description = "`callback-mismatch`: other money than was asked for"),
+        (status = 200, description = "The word counts, now or since before.", body = CallbackTaken),
+        (status = 202, description = "No such payment is known. Kept, and looked at again should it appear.", body = CallbackTaken),
     ),
-    security(())
+    extensions(("x-problems" = json!([
+        "signature-invalid", "timestamp-out-of-tolerance", "callback-conflict", "invalid-transition", "callback-mismatch",
+        "currency-unknown", "amount-format", "amount-not-positive", "amount-precision", "amount-out-of-range",
+        "storage-unavailable",
+    ]))),
 )]
 pub(crate) async fn bank(State(callbacks): State<Callbacks>, request: Request) -> Result<Response, Problem> {
     let signed_at = signed_at(request.headers())?;

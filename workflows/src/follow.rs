@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use event_feed::{Commit, FeedSettings, Follow, Log};
+use event_feed::{Commit, FeedError, FeedSettings, Follow};
 use runtime::shutdown::Shutdown;
 use sqlx::PgPool;
 
@@ -15,23 +15,29 @@ use crate::pause::Pause;
 use crate::top_up::TopUps;
 
 /// Follows until a stop is requested. Outages of Postgres and of the bus are waited for.
-pub(crate) async fn run(pool: &PgPool, feed: &FeedSettings, top_ups: &TopUps, shutdown: &Shutdown) {
+pub(crate) async fn run(feed: &FeedSettings, top_ups: &TopUps, shutdown: &Shutdown) {
     let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
     while !shutdown.is_requested() {
         let ended = tokio::select! {
             () = shutdown.requested() => return,
-            ended = follow(pool, feed, top_ups, &mut pause) => ended,
+            ended = follow(feed, top_ups, &mut pause) => ended,
         };
         if let Err(error) = ended {
-            tracing::warn!(error = format!("{error:#}"), "the log is not being followed; trying again");
+            let (is_final, error) = (error.downcast_ref().is_some_and(FeedError::is_final), format!("{error:#}"));
+            if is_final {
+                tracing::error!(alert = "log", error, "the log is not the one that was followed");
+            } else {
+                tracing::warn!(error, "the log is not being followed; trying again");
+            }
         }
         pause.wait(shutdown).await;
     }
 }
 
-async fn follow(pool: &PgPool, feed: &FeedSettings, top_ups: &TopUps, pause: &mut Pause) -> anyhow::Result<()> {
+async fn follow(feed: &FeedSettings, top_ups: &TopUps, pause: &mut Pause) -> anyhow::Result<()> {
+    let pool = top_ups.pool();
     let mut checkpoint = checkpoint(pool).await.context("reading the checkpoint")?;
-    let mut follow = Follow::start(Log::new(pool.clone()), feed.clone(), checkpoint).await;
+    let mut follow = Follow::start(top_ups.log().clone(), feed.clone(), checkpoint).await;
     loop {
         let page = follow.next().await.context("the feed")?;
         let Some(last) = page.last() else { continue };

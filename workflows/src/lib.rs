@@ -62,10 +62,11 @@ pub struct Times {
     pub call_time: Duration,
 }
 
-/// What the routes need; cheap to clone.
+/// What tasks and routes share; cheap to clone.
 #[derive(Clone)]
 pub struct State {
     callbacks: Callbacks,
+    feed: FeedSettings,
 }
 
 impl Default for Times {
@@ -95,9 +96,20 @@ impl State {
     /// Connects when it is first needed, so a start does not depend on Postgres.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
         let top_ups = TopUps::new(settings, pool(&settings.database_url)?).context("a client for HTTP")?;
-        Ok(Self {
-            callbacks: Callbacks { top_ups: Arc::new(top_ups), secret: settings.callback_secret.as_str().into() },
-        })
+        let callbacks = Callbacks { top_ups: Arc::new(top_ups), secret: settings.callback_secret.as_str().into() };
+        Ok(Self { callbacks, feed: settings.feed.clone() })
+    }
+
+    /// Follows the log and takes every step that falls due, until a stop is requested. Outages of Postgres, NATS, the bank
+    /// and command-api are waited for. Several of these, in one process or many, do no harm to each other.
+    pub async fn run(&self, shutdown: Shutdown) {
+        let top_ups = &self.callbacks.top_ups;
+        tokio::join!(
+            follow::run(&self.feed, top_ups, &shutdown),
+            top_ups.take_steps(Lane::Bank, &shutdown),
+            top_ups.take_steps(Lane::Ledger, &shutdown),
+            top_ups.look_at_quarantine(&shutdown),
+        );
     }
 
     /// The log as the workflows read it, for health checks.
@@ -106,18 +118,9 @@ impl State {
     }
 }
 
-/// Follows the log and takes every step that falls due, until a stop is requested.
-///
-/// Outages of Postgres, NATS, the bank and command-api are waited for; an error means that the settings are unusable.
+/// [`State::run`] on a state of its own. An error means that the settings are unusable.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
-    let state = State::new(&settings)?;
-    let top_ups = &state.callbacks.top_ups;
-    tokio::join!(
-        follow::run(top_ups.pool(), &settings.feed, top_ups, &shutdown),
-        top_ups.take_steps(Lane::Bank, &shutdown),
-        top_ups.take_steps(Lane::Ledger, &shutdown),
-        top_ups.look_at_quarantine(&shutdown),
-    );
+    State::new(&settings)?.run(shutdown).await;
     Ok(())
 }
 

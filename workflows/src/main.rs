@@ -52,16 +52,14 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // an error says that there is one already
     let shutdown = runtime::shutdown::signal();
     let listener = TcpListener::bind(options.listen).await.context("binding")?;
-    let settings = options.settings().await?;
-    let state = State::new(&settings)?;
+    let state = State::new(&options.settings().await?)?;
     let routes = api_contract::layer(workflows::routes(state.clone()));
     let router = routes.merge(health(state.log().clone()).router());
     tracing::info!(address = %listener.local_addr()?, "workflows");
     let served = runtime::http::serve(listener, router, Limits::default(), shutdown.clone());
-    let (served, ran) = tokio::join!(served, workflows::run(settings, shutdown.clone()));
+    let (served, ()) = tokio::join!(served, state.run(shutdown.clone()));
     runtime::telemetry::flush();
-    served.context("serving")?;
-    ran
+    served.context("serving")
 }
 
 impl Options {

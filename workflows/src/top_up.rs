@@ -46,6 +46,9 @@ const STEPS_MAX: usize = 32;
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
+/// After so many attempts without an outcome, some minutes, a person should know.
+const FAILURES_MAX: i32 = 8;
+
 /// At least this often it is looked whether something is due, for another process may have changed a row.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -101,8 +104,8 @@ struct Due {
     /// As it was before the attempt.
     state: State,
     step: Step,
-    /// No earlier offer to the bank can still be on its way.
-    offer_settled: bool,
+    /// The bank was asked to take it, once at least.
+    offered: bool,
     failures: i32,
     word: Option<Word>,
     bank_reference: Option<String>,
@@ -373,24 +376,32 @@ impl TopUps {
     }
 
     /// Callbacks that came before their payment was known, and whose payment is known now.
-    pub(crate) async fn release_quarantined(&self) -> sqlx::Result<usize> {
-        let rows = sqlx::query(
-            "select c.id, c.token, c.status, c.amount::text as amount, c.currency, c.bank_reference, c.signed_at
-             from workflows.callbacks c join workflows.top_ups t on t.token = c.token
+    async fn release_quarantined(&self) -> sqlx::Result<()> {
+        let ids: Vec<Uuid> = sqlx::query_scalar(
+            "select c.id from workflows.callbacks c join workflows.top_ups t on t.token = c.token
              where c.verdict = 'QUARANTINED' limit 100",
         )
         .fetch_all(&self.pool)
         .await?;
-        for row in &rows {
-            let callback = callback(row)?;
+        for id in &ids {
             let mut tx = self.pool.begin().await?;
-            judge(&mut tx, row.try_get("id")?, &callback).await?;
+            // The callback before the payment, in the order of those that come in; and it may have been judged meanwhile.
+            let row = sqlx::query(
+                "select token, status, amount::text as amount, currency, bank_reference, signed_at
+                 from workflows.callbacks where id = $1 and verdict = 'QUARANTINED' for update",
+            )
+            .bind(id)
+            .fetch_optional(&mut *tx)
+            .await?;
+            if let Some(row) = row {
+                judge(&mut tx, *id, &callback(&row)?).await?;
+            }
             tx.commit().await?;
         }
-        if !rows.is_empty() {
+        if !ids.is_empty() {
             self.wake();
         }
-        Ok(rows.len())
+        Ok(())
     }
 
     /// Looks again at what is quarantined, for as long as there is no stop.
@@ -398,7 +409,7 @@ impl TopUps {
         let mut pause = Pause::new(LOOK, LOOK * 8);
         while !shutdown.is_requested() {
             match self.release_quarantined().await {
-                Ok(_) => pause.reset(),
+                Ok(()) => pause.reset(),
                 Err(error) => tracing::warn!(%error, "quarantined callbacks could not be looked at; trying again"),
             }
             pause.wait(shutdown).await;
@@ -599,7 +610,7 @@ impl TopUps {
         // Oldest first, and past rows that another claim holds at this moment.
         let rows = sqlx::query(
             "select transaction_id, requested_position, token, amount::text as amount, currency, return_url, traceparent,
-                    state, expire_at <= now() as expired, coalesce(offered_at + $4 * interval '1 millisecond' <= now(), true) as offer_settled,
+                    state, expire_at <= now() as expired, offered_at is not null as offered,
                     failures, word, bank_reference, command_try, alert
              from workflows.top_ups
              where due_at <= now() and state = any($1) and ($2::uuid is null or transaction_id = $2)
@@ -609,7 +620,6 @@ impl TopUps {
         .bind(lane.states())
         .bind(only.map(TransactionId::uuid))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .bind(millis(self.times.lease()))
         .fetch_all(&mut *tx)
         .await?;
         let claimed: Vec<Due> = rows.iter().map(due).collect::<sqlx::Result<_>>()?;
@@ -683,12 +693,26 @@ impl TopUps {
         let standing = match due.step {
             Step::Register => self.bank.register(&due.token, due.money, due.return_url.as_deref()).await,
             Step::Ask => self.bank.ask(&due.token, due.money).await,
-            Step::Cancel => self.bank.cancel(&due.token, due.money).await,
+            Step::Cancel => self.cancel(due).await,
             Step::Command(word) => return self.command(due, word).await,
         };
         match standing {
             Ok(standing) => Brought::Standing(standing),
             Err(NoAnswer(why)) => Brought::Nothing { why, wait: Duration::ZERO },
+        }
+    }
+
+    /// Cancels the payment for good. `NotKnown` means that the bank does not have it and never will.
+    async fn cancel(&self, due: &Due) -> Result<Standing, NoAnswer> {
+        let standing = self.bank.cancel(&due.token, due.money).await?;
+        if standing != Standing::NotKnown || !due.offered || due.state == State::Waiting {
+            return Ok(standing);
+        }
+        // An offer of ours may still be on its way. Once the bank knows the payment as cancelled, it comes too late.
+        match self.bank.register(&due.token, due.money, due.return_url.as_deref()).await? {
+            Standing::Pending => self.bank.cancel(&due.token, due.money).await,
+            Standing::Refused(_) => Ok(Standing::NotKnown), // as it would refuse the same offer when that arrives
+            other => Ok(other),
         }
     }
 
@@ -785,9 +809,11 @@ impl Due {
         let ask_later = pause::after(self.failures, times.ask_after, times.ask_after * 16);
         let much_later = |so_often: i32| pause::after(so_often, times.blocked_after, times.blocked_after * 60);
         match (brought, self.step) {
-            (Brought::Nothing { wait, .. }, _) => {
+            (Brought::Nothing { why, wait }, _) => {
                 let pause = pause::after(self.failures, AGAIN_FIRST, AGAIN_MAX);
-                Next { pause: pause.max((*wait).min(AGAIN_MAX)), ..stay }
+                let long = FAILURES_MAX <= self.failures;
+                let alert = long.then(|| format!("for long no outcome of {}: {why}", self.step.name()));
+                Next { pause: pause.max((*wait).min(AGAIN_MAX)), alert: alert.or(stay.alert), ..stay }
             }
             (Brought::Standing(Standing::Pending), Step::Cancel) => Next { pause: ask_later, ..stay },
             (Brought::Standing(Standing::Pending), Step::Register) => {
@@ -809,11 +835,9 @@ impl Due {
                 alert: Some("the bank does not know a payment that it has taken".to_owned()),
                 ..stay
             },
-            // Never taken, and nothing of ours can still be on its way there: there is nothing to cancel.
-            (Brought::Standing(Standing::NotKnown), Step::Cancel) if self.offer_settled => {
+            (Brought::Standing(Standing::NotKnown), Step::Cancel) => {
                 Next { state: State::Decided, failures: 0, word: Some(Word::Cancelled), alert: None, ..stay }
             }
-            (Brought::Standing(Standing::NotKnown), Step::Cancel) => Next { pause: times.lease(), ..stay },
             (Brought::Standing(Standing::NotKnown), _) => {
                 Next { state: State::Requested, failures: self.failures, ..stay }
             }
@@ -925,7 +949,7 @@ fn due(row: &PgRow) -> sqlx::Result<Due> {
         traceparent: row.try_get("traceparent")?,
         state,
         step: state.step(row.try_get("expired")?, word).ok_or_else(|| unreadable("word"))?,
-        offer_settled: row.try_get("offer_settled")?,
+        offered: row.try_get("offered")?,
         failures: row.try_get("failures")?,
         word,
         bank_reference: row.try_get("bank_reference")?,
@@ -993,7 +1017,7 @@ mod tests {
             traceparent: None,
             state,
             step,
-            offer_settled: true,
+            offered: true,
             failures: 0,
             word,
             bank_reference: word.map(|_| "BNK1".to_owned()),
@@ -1031,8 +1055,6 @@ mod tests {
         assert_eq!(after(&due(State::Unsure, Step::Ask), &unknown), (State::Requested, None, 0, false));
         let never_taken = due(State::Unsure, Step::Cancel);
         assert_eq!(after(&never_taken, &unknown), (State::Decided, Some(Word::Cancelled), 0, false));
-        let still_on_its_way = Due { offer_settled: false, ..never_taken };
-        assert_eq!(after(&still_on_its_way, &unknown), (State::Unsure, None, 0, false));
         assert_eq!(after(&due(State::Waiting, Step::Cancel), &unknown), (State::Waiting, None, 0, true));
     }
 

@@ -1,0 +1,348 @@
+//! Top-ups through the real command-api, ledger-engine, relay and simulated bank, on real Postgres and NATS.
+//!
+//! What is looked at in the end is the log: a top-up that succeeded has one settlement, whatever happened on the way.
+
+mod system;
+
+use std::time::Duration;
+
+use local_stack::Stack;
+use serde_json::json;
+
+use system::{Parts, System, eventually};
+
+#[tokio::test]
+async fn a_payment_that_the_payer_approves_becomes_one_balanced_event() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.simulate(&top_up, json!({ "outcome": "success" })).await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    let settled = system.events(&top_up).await.pop().unwrap();
+    let entries = settled["TransactionSettled"]["entries"].as_array().unwrap().clone();
+    let sides: Vec<_> =
+        entries.iter().map(|e| (e["direction"].as_str().unwrap(), e["amount"].as_str().unwrap())).collect();
+    assert_eq!(sides.len(), 2);
+    assert!(sides.contains(&("DEBIT", "10.50")) && sides.contains(&("CREDIT", "10.50")), "{sides:?}");
+    assert!(settled["TransactionSettled"]["providerReference"].as_str().unwrap().starts_with("BNK"));
+    let row = system.row_where(&top_up, "ended by the log", |row| row.ended_position.is_some()).await;
+    assert_eq!((row.state.as_str(), row.outcome.as_deref(), row.alert), ("ENDED", Some("SUCCESS"), None));
+}
+
+#[tokio::test]
+async fn a_payment_that_the_payer_declines_fails_and_moves_nothing() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.simulate(&top_up, json!({ "outcome": "failure" })).await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionFailed"]);
+    let failure = &system.events(&top_up).await[1]["TransactionFailed"]["failure"];
+    assert_eq!(failure["code"], "payment-declined");
+}
+
+#[tokio::test]
+async fn a_callback_that_comes_five_times_settles_once() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.simulate(&top_up, json!({ "outcome": "success", "callback": { "copies": 5 } })).await;
+    let received =
+        eventually("five callbacks were received", || system.callbacks_received(&top_up), |seen| *seen == 5).await;
+    assert_eq!(received, 5);
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.verdicts(&top_up).await, ["ACCEPTED"]);
+}
+
+#[tokio::test]
+async fn a_callback_that_is_lost_is_made_up_for_by_asking() {
+    let system = System::start_with(Parts { ask_after: Duration::from_millis(300), ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    system.simulate(&top_up, json!({ "outcome": "success", "callback": { "drop": true } })).await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.callbacks_received(&top_up).await, 0);
+    // The callback comes after all: it says what is known.
+    let again = system.callback(&top_up, json!({ "bankReference": system.reference(&top_up).await })).await;
+    assert_eq!((again.status, again.text("/status")), (200, "accepted".to_owned()));
+}
+
+#[tokio::test]
+async fn a_payment_that_nobody_decides_is_cancelled_at_the_bank_and_expires() {
+    let system = System::start_with(Parts { expire_after: Duration::from_secs(1), ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
+    assert_eq!(system.at_the_bank(&top_up).await["status"], "cancelled");
+
+    let late = system.callback(&top_up, json!({ "status": "success" })).await;
+    assert_eq!((late.status, late.slug()), (409, "invalid-transition".to_owned()));
+    assert_eq!(system.verdicts(&top_up).await, ["CONTRARY"]);
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
+}
+
+#[tokio::test]
+async fn a_payment_that_was_paid_at_the_last_moment_is_settled_and_not_expired() {
+    let system = System::start_with(Parts { expire_after: Duration::from_secs(3), ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    system.simulate(&top_up, json!({ "outcome": "success", "callback": { "drop": true } })).await;
+    // Asking is half a minute away; what comes first is the cancellation, and the bank says that it is too late for it.
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert!(system.steps(&top_up).await.contains(&"cancel".to_owned()));
+}
+
+#[tokio::test]
+async fn what_the_bank_did_not_sign_is_refused_before_anything_is_read() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    let body = system.word(&top_up, json!({}));
+    let now = system::unix_seconds();
+    let good = system::sign(system::CALLBACK_SECRET, now, &body);
+    let stale = system::sign(system::CALLBACK_SECRET, now - 301, &body);
+    let early = system::sign(system::CALLBACK_SECRET, now + 310, &body);
+    let forged = system::sign("another secret", now, &body);
+    let (time, old, future) = (now.to_string(), (now - 301).to_string(), (now + 310).to_string());
+    for (timestamp, signature, body, slug) in [
+        (Some(&time), None, &body, "signature-invalid"),
+        (None, Some(&good), &body, "signature-invalid"),
+        (Some(&time), Some(&forged), &body, "signature-invalid"),
+        (Some(&time), Some(&good.replace("sha256=", "sha1=")), &body, "signature-invalid"),
+        (Some(&time), Some(&good), &body.replace("10.50", "99.50"), "signature-invalid"),
+        (Some(&time), Some(&stale), &body, "signature-invalid"),
+        (Some(&old), Some(&stale), &body, "timestamp-out-of-tolerance"),
+        (Some(&future), Some(&early), &body, "timestamp-out-of-tolerance"),
+        // Not JSON, and refused for its signature all the same.
+        (Some(&time), Some(&good), &"{".to_owned(), "signature-invalid"),
+    ] {
+        let answer = system.doors.post(timestamp.map(String::as_str), signature.map(String::as_str), body).await;
+        assert_eq!((answer.status, answer.slug().as_str()), (401, slug), "{timestamp:?} {signature:?} {body}");
+    }
+    assert_eq!(system.verdicts(&top_up).await, Vec::<String>::new(), "nothing of it was kept");
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"]);
+}
+
+#[tokio::test]
+async fn a_signed_callback_is_read_as_strictly_as_any_request() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    let word = system.word(&top_up, json!({}));
+    for (body, status, slug) in [
+        ("{}x".to_owned(), 400, "malformed-json"),
+        ("{}".to_owned(), 422, "invalid-field"),
+        (word.replace('{', "{\"more\":1,"), 422, "unknown-field"),
+        (word.replace('{', "{\"status\":\"failure\","), 400, "duplicate-field"),
+        (word.replace("\"10.50\"", "10.50"), 422, "amount-format"),
+        (word.replace("10.50", "10.501"), 422, "amount-precision"),
+        (word.replace("EUR", "eur"), 422, "currency-unknown"),
+        (word.replace("success", "cancelled"), 422, "invalid-field"),
+        (word.replace("success", "succ\\u0000ess"), 422, "invalid-character"),
+        (format!("{word}{}", " ".repeat(64 * 1024)), 413, "payload-too-large"),
+    ] {
+        let answer = system.doors.clone().signed(body.clone()).await;
+        assert_eq!((answer.status, answer.slug().as_str()), (status, slug), "{}", &body[..body.len().min(200)]);
+    }
+    assert_eq!(system.verdicts(&top_up).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_callback_about_other_money_is_kept_and_moves_nothing() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    for (n, other) in [json!({ "amount": "10.51" }), json!({ "currency": "USD" })].into_iter().enumerate() {
+        let mut other = other;
+        other["bankReference"] = format!("OTHER{n}").into();
+        for _ in 0..2 {
+            let answer = system.callback(&top_up, other.clone()).await;
+            assert_eq!((answer.status, answer.slug()), (422, "callback-mismatch".to_owned()), "{other}");
+        }
+    }
+    assert_eq!(system.verdicts(&top_up).await, ["MISMATCH", "MISMATCH"]);
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"]);
+    // The true word still counts.
+    system.simulate(&top_up, json!({ "outcome": "success" })).await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+}
+
+#[tokio::test]
+async fn the_bank_cannot_take_its_word_back_nor_use_a_reference_twice() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    let check = async |change, status, outcome: &str| {
+        let answer = system.callback(&top_up, change).await;
+        let said = if answer.status < 300 { answer.text("/status") } else { answer.slug() };
+        assert_eq!((answer.status, said.as_str()), (status, outcome));
+    };
+    check(json!({ "bankReference": "B1" }), 200, "accepted").await;
+    check(json!({ "bankReference": "B1" }), 200, "accepted").await;
+    check(json!({ "bankReference": "B1", "amount": "10.5" }), 200, "accepted").await;
+    check(json!({ "bankReference": "B1", "status": "failure" }), 409, "callback-conflict").await;
+    check(json!({ "bankReference": "B1", "status": "failure" }), 409, "callback-conflict").await;
+    check(json!({ "bankReference": "B1", "amount": "99.00" }), 409, "callback-conflict").await;
+    check(json!({ "bankReference": "B2" }), 409, "callback-conflict").await;
+    check(json!({ "bankReference": "B3", "status": "failure" }), 409, "invalid-transition").await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    check(json!({ "bankReference": "B4", "status": "failure" }), 409, "invalid-transition").await;
+    assert_eq!(system.verdicts(&top_up).await, ["ACCEPTED", "CONFLICT", "CONFLICT", "SECOND", "CONTRARY", "CONTRARY"]);
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+}
+
+#[tokio::test]
+async fn twenty_equal_callbacks_at_once_settle_once() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    let body = system.word(&top_up, json!({}));
+    let answers: Vec<_> = (0..20).map(|_| tokio::spawn(system.doors.clone().signed(body.clone()))).collect();
+    for answer in answers {
+        let answer = answer.await.unwrap();
+        assert_eq!((answer.status, answer.text("/status")), (200, "accepted".to_owned()));
+    }
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.callbacks_received(&top_up).await, 20);
+}
+
+#[tokio::test]
+async fn a_callback_for_a_payment_that_is_not_known_is_quarantined_until_the_payment_appears() {
+    let mut system = System::start().await;
+    system.stop_workflows().await; // the log is not followed now
+    let top_up = system.top_up("10.50").await;
+    for _ in 0..2 {
+        let early = system.callback(&top_up, json!({})).await;
+        assert_eq!((early.status, early.text("/status")), (202, "quarantined".to_owned()));
+    }
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"]);
+
+    system.start_workflows();
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.verdicts(&top_up).await, ["ACCEPTED"]);
+}
+
+#[tokio::test]
+async fn a_callback_that_is_faster_than_the_feed_is_accepted_all_the_same() {
+    let mut system = System::start().await;
+    system.stop_workflows().await;
+    let top_up = system.top_up("10.50").await;
+    let early = tokio::spawn(system.doors.clone().signed(system.word(&top_up, json!({}))));
+    system.start_workflows();
+    let early = early.await.unwrap();
+    assert_eq!((early.status, early.text("/status")), (200, "accepted".to_owned()));
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+}
+
+#[tokio::test]
+async fn money_that_arrives_for_a_frozen_wallet_waits_and_is_booked_once_the_wallet_is_free() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.wallet_command("freeze").await;
+    let taken = system.callback(&top_up, json!({})).await;
+    assert_eq!((taken.status, taken.text("/status")), (200, "accepted".to_owned()), "the bank has done its part");
+    let row = system.row_where(&top_up, "blocked", |row| row.state == "BLOCKED").await;
+    assert!(row.alert.is_some_and(|alert| alert.contains("wallet-frozen")));
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"]);
+
+    system.wallet_command("unfreeze").await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    let row = system.row_where(&top_up, "ended", |row| row.state == "ENDED").await;
+    assert_eq!(row.alert, None);
+}
+
+#[tokio::test]
+async fn a_bank_that_does_not_answer_fails_nothing_and_is_asked_until_it_does() {
+    let system = System::start_with(Parts { bank_hangs: true, ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    let row =
+        system.row_where(&top_up, "asked after a time-out", |row| row.state == "UNSURE" && 1 < row.failures).await;
+    assert_eq!(row.outcome, None);
+    assert_eq!(system.steps(&top_up).await[..2], ["register", "ask"], "after a time-out it is asked, not repeated");
+
+    system.bank.resume();
+    system.simulate(&top_up, json!({ "outcome": "success" })).await;
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+}
+
+#[tokio::test]
+async fn a_top_up_stays_pending_past_its_time_while_the_bank_cannot_be_asked() {
+    let parts = Parts { bank_hangs: true, expire_after: Duration::from_millis(500), ..Parts::default() };
+    let system = System::start_with(parts).await;
+    let top_up = system.top_up("10.50").await;
+    let cancels = async || system.steps(&top_up).await.iter().filter(|step| *step == "cancel").count();
+    eventually("the cancellation was tried twice", cancels, |seen| 2 <= *seen).await;
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"], "unknown is not expired");
+
+    system.bank.resume();
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
+}
+
+#[tokio::test]
+async fn a_word_that_was_taken_survives_a_crash_before_the_ledger_heard_it() {
+    let mut system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
+    system.commands.hang();
+    let taken = system.callback(&top_up, json!({})).await;
+    assert_eq!(
+        (taken.status, taken.text("/status")),
+        (200, "accepted".to_owned()),
+        "kept, though it could not be booked yet"
+    );
+    system.row_where(&top_up, "decided", |row| row.state == "DECIDED").await;
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested"]);
+
+    system.crash_workflows();
+    system.commands.resume();
+    system.start_workflows();
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    let row = system.row_where(&top_up, "ended", |row| row.state == "ENDED").await;
+    assert_eq!((row.outcome.as_deref(), row.command_try), (Some("SUCCESS"), 0), "the same key throughout");
+}
+
+#[tokio::test]
+async fn workflows_that_were_away_take_up_what_happened_meanwhile() {
+    let mut system = System::start().await;
+    let registered = system.top_up("10.50").await;
+    system.row_where(&registered, "waiting", |row| row.state == "WAITING").await;
+    system.stop_workflows().await;
+    let requested = system.top_up("20.00").await; // nobody tells the bank
+    system.simulate(&registered, json!({ "outcome": "success" })).await;
+
+    system.start_workflows();
+    assert_eq!(system.ended(&registered).await, ["TransactionRequested", "TransactionSettled"]);
+    system.simulate(&requested, json!({ "outcome": "failure" })).await;
+    assert_eq!(system.ended(&requested).await, ["TransactionRequested", "TransactionFailed"]);
+}
+
+#[tokio::test]
+async fn a_top_up_that_someone_else_ended_is_ended_here_too_and_the_disagreement_is_shown() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
+    system.expire_by_hand(&top_up).await;
+    let row = system.row_where(&top_up, "ended", |row| row.state == "ENDED").await;
+    assert_eq!((row.outcome.as_deref(), row.alert), (Some("EXPIRED"), None));
+
+    let paid = system.callback(&top_up, json!({})).await;
+    assert_eq!((paid.status, paid.slug()), (409, "invalid-transition".to_owned()));
+}
+
+/// Servers of the test's own, which it kills.
+#[tokio::test]
+async fn a_bus_and_a_database_that_crash_and_return_lose_no_top_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let stack = Stack::start(&directory.path().join("data"), local_stack::Options::default()).await.unwrap();
+    migrations::run(stack.database_url()).await.unwrap();
+    let system = System::start_on(stack.database_url(), stack.nats_url(), "crashing", Parts::default()).await;
+    let before = system.top_up("10.50").await;
+    system.row_where(&before, "waiting", |row| row.state == "WAITING").await;
+
+    stack.kill_nats().await.unwrap();
+    let without_bus = system.top_up("20.00").await;
+    system.simulate(&without_bus, json!({ "outcome": "success" })).await;
+    assert_eq!(system.ended(&without_bus).await, ["TransactionRequested", "TransactionSettled"]);
+
+    stack.kill_postgres().await.unwrap();
+    let refused = system.callback(&before, json!({})).await;
+    assert_eq!(
+        (refused.status, refused.slug()),
+        (503, "storage-unavailable".to_owned()),
+        "what cannot be kept is not taken"
+    );
+    stack.start_postgres().await.unwrap();
+    stack.start_nats().await.unwrap();
+
+    system.simulate(&before, json!({ "outcome": "success" })).await;
+    assert_eq!(system.ended(&before).await, ["TransactionRequested", "TransactionSettled"]);
+    stack.stop().await.unwrap();
+}
