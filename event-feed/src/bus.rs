@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
-use async_nats::{ConnectOptions, ConnectError};
+use async_nats::{ConnectOptions, ServerAddr};
 use bytes::Bytes;
 use event_store::{Commit, Log, StoreError};
+use percent_encoding::percent_decode_str;
 
 /// Where the bus is, and which of its streams is this ledger's.
 #[derive(Clone, Debug)]
@@ -38,9 +39,15 @@ const BYTES_MAX: i64 = 64 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection of its own for whoever asks, named for the server's list of connections.
-pub(crate) async fn connect(url: &str, name: &str) -> Result<jetstream::Context, ConnectError> {
-    let options = ConnectOptions::new().name(name).connection_timeout(PATIENCE).request_timeout(Some(PATIENCE));
-    let client = options.connect(url).await?;
+pub(crate) async fn connect(url: &str, name: &str) -> Result<jetstream::Context, async_nats::Error> {
+    let address: ServerAddr = url.parse()?;
+    let mut options = ConnectOptions::new().name(name).connection_timeout(PATIENCE).request_timeout(Some(PATIENCE));
+    // async-nats leaves the credentials of an address unread.
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    if let (Some(user), Some(password)) = (address.username(), address.password()) {
+        options = options.user_and_password(decoded(user), decoded(password));
+    }
+    let client = options.connect(address).await?;
     Ok(jetstream::context::ContextBuilder::new().timeout(PATIENCE).build(client))
 }
 

@@ -269,7 +269,8 @@ impl FeedError {
 fn follows(commit: &Commit, last: i64, end: &End) -> bool {
     let leaves: Vec<_> = commit.events.iter().map(|event| event.leaf_hash).collect();
     let positions = commit.events.iter().zip(commit.first..);
-    let whole = !leaves.is_empty() && i64::try_from(leaves.len()).is_ok_and(|count| commit.first + count - 1 == commit.last);
+    let whole =
+        !leaves.is_empty() && i64::try_from(leaves.len()).is_ok_and(|count| commit.first + count - 1 == commit.last);
     whole
         && commit.number == last + 1
         && commit.first == end.position + 1
@@ -292,11 +293,15 @@ async fn hear(bus: &mut Option<Bus>) -> Option<Option<Commit>> {
 /// Reads the stream for as long as anyone wants what it finds, through every absence of the bus.
 async fn listen(url: String, stream: String, shared: Arc<Shared>, messages: mpsc::Sender<Option<Commit>>) {
     let mut pause = PAUSE_MIN;
+    let mut told = false; // of this absence
     loop {
         let Err(error) = session(&url, &stream, &shared, &messages).await else { return };
         if shared.live.swap(false, Ordering::Relaxed) {
             pause = PAUSE_MIN;
-            tracing::info!(stream, error = error.to_string(), "the bus is away: following Postgres alone");
+            told = false;
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!(stream, error, "no bus: following Postgres alone until there is one");
         }
         sleep(pause).await;
         pause = PAUSE_MAX.min(pause * 2);

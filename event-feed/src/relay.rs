@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, ErrorCode, stream};
@@ -79,19 +79,20 @@ impl Relay {
     pub async fn run(&self, shutdown: Shutdown) -> anyhow::Result<()> {
         let url = self.settings.nats_url.as_deref().context("a relay needs the address of a bus")?;
         let mut pause = PAUSE_MIN;
+        let mut told = false; // of this absence
         loop {
             // What a stop cuts off is in the log, and the next relay finds by the stream's last sequence where to go on.
             let ended = tokio::select! {
                 () = shutdown.requested() => None,
                 Err(error) = self.session(url) => Some(error),
             };
-            let was_connected = self.connected.swap(false, Ordering::Relaxed);
-            let Some(error) = ended else { return Ok(()) };
-            if was_connected {
+            if self.connected.swap(false, Ordering::Relaxed) {
                 pause = PAUSE_MIN;
+                told = false;
+            }
+            let Some(error) = ended else { return Ok(()) };
+            if !std::mem::replace(&mut told, true) {
                 tracing::warn!(error = format!("{error:#}"), "the relay is cut off; it tries again until it is not");
-            } else {
-                tracing::debug!(error = format!("{error:#}"), "the relay is still cut off");
             }
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
@@ -102,7 +103,9 @@ impl Relay {
 
     /// Relays over one connection until something fails.
     async fn session(&self, url: &str) -> anyhow::Result<std::convert::Infallible> {
-        let jetstream = bus::connect(url, "daybook relay").await.context("connecting to the bus")?;
+        let jetstream = bus::connect(url, "daybook relay")
+            .await
+            .map_err(|error| anyhow!(error).context("connecting to the bus"))?;
         loop {
             let cursor = self.adopt(&jetstream).await?;
             if !self.connected.swap(true, Ordering::Relaxed) {
@@ -163,7 +166,7 @@ impl Relay {
         // Another relay may do the same at this moment: made twice alike it is one stream, and unlike it is an error here.
         let made = jetstream.create_stream(bus::config(name, head.commit)).await.context("making the stream")?;
         let examined = self.examine(&made, &head).await?;
-        examined.map_err(|reason| anyhow::anyhow!("the bus did not make the stream that was asked for: {reason}"))
+        examined.map_err(|reason| anyhow!("the bus did not make the stream that was asked for: {reason}"))
     }
 
     /// Where a stream stands, or why it cannot be gone on with.

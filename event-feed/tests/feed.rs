@@ -32,8 +32,9 @@ impl Ledger {
     }
 
     async fn on(url: &str, nats_url: &str, stream: &str) -> Self {
-        let mut writer = Writer::new(url).unwrap();
-        let head = writer.head().await.unwrap();
+        let writer = Writer::new(url).unwrap();
+        let log = Log::new(event_store::connect(url, "daybook_reader", 1).await.unwrap());
+        let head = log.head().await.unwrap();
         let settings = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned() };
         Self { url: url.to_owned(), nats_url: nats_url.to_owned(), settings, writer, head }
     }
@@ -69,7 +70,10 @@ impl Ledger {
     }
 
     async fn jetstream(&self) -> jetstream::Context {
-        jetstream::new(async_nats::connect(&self.nats_url).await.unwrap())
+        let address: async_nats::ServerAddr = self.nats_url.parse().unwrap();
+        let (user, password) = (address.username().unwrap().to_owned(), address.password().unwrap().to_owned());
+        let options = async_nats::ConnectOptions::with_user_and_password(user, password);
+        jetstream::new(options.connect(address).await.unwrap())
     }
 
     /// The stream's state, as soon as it is as wanted.

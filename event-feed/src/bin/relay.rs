@@ -30,12 +30,14 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     runtime::telemetry::init("relay");
     let shutdown = runtime::shutdown::signal();
-    let pool = event_store::connect(&options.database_url, "daybook_reader", 2).await.context("connecting to the log")?;
+    let pool =
+        event_store::connect(&options.database_url, "daybook_reader", 2).await.context("connecting to the log")?;
     let log = Log::new(pool);
     let settings = FeedSettings::of(&log, Some(options.nats_url)).await.context("reading the ledger's id")?;
     let relay = Relay::new(log.clone(), settings);
     let listener = TcpListener::bind(options.listen).await.context("binding")?;
-    let served = runtime::http::serve(listener, health(log, relay.clone()).router(), Limits::default(), shutdown.clone());
+    let served =
+        runtime::http::serve(listener, health(log, relay.clone()).router(), Limits::default(), shutdown.clone());
     let (served, relayed) = tokio::join!(served, relay.run(shutdown.clone()));
     runtime::telemetry::flush();
     served.context("serving")?;
