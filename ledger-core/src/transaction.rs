@@ -65,7 +65,7 @@ pub enum Direction {
 pub struct Instruction {
     #[serde(rename = "type")]
     pub kind: TransactionKind,
-    /// The partner who sees the transaction; none only where a wallet that does not exist was named.
+    /// The partner who sees the transaction; none only where an operator's instruction was declined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partner_id: Option<PartnerId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,7 +170,7 @@ impl Transaction {
             (New, Command::Transfer { caller, instruction }) => {
                 let to = instruction.to_wallet_id.expect("a transfer names both wallets");
                 let entries = transfer(book, &caller, &instruction, to)?;
-                Ok(Event::Posted { instruction, entries })
+                Ok(Event::Posted { instruction: with_partner(instruction, book), entries })
             }
             (New, Command::Adjust { caller, instruction }) => {
                 let direction = instruction.direction.expect("an adjustment has a direction");
@@ -182,7 +182,7 @@ impl Transaction {
                     Direction::Debit => (instruction.wallet_id, other),
                 };
                 let entries = book.entries(from, to, instruction.money())?;
-                Ok(Event::Posted { instruction, entries })
+                Ok(Event::Posted { instruction: with_partner(instruction, book), entries })
             }
             (New, Command::Request { caller, instruction, payment }) => {
                 let wallet = book.wallet(instruction.wallet_id).ok_or(Refusal::WalletNotFound)?;
@@ -192,7 +192,7 @@ impl Transaction {
                 }
                 wallet.usable()?;
                 opened.balance.plus(instruction.amount).ok_or(Refusal::BalanceLimitExceeded)?;
-                Ok(Event::Requested { instruction, payment })
+                Ok(Event::Requested { instruction: with_partner(instruction, book), payment })
             }
             (Pending(instruction), Command::Settle { money, provider_reference }) => {
                 if money != instruction.money() {
@@ -245,6 +245,16 @@ fn transfer(book: &Book, caller: &Caller, instruction: &Instruction, to: WalletI
         return Err(Refusal::WalletNotOwned);
     }
     book.entries(from, to, instruction.money())
+}
+
+/// An operator's instruction, which comes without a partner, is the business of the partner whose wallet it is about.
+fn with_partner(instruction: Arc<Instruction>, book: &Book) -> Arc<Instruction> {
+    if instruction.partner_id.is_some() {
+        return instruction;
+    }
+    let opened = book.wallet(instruction.wallet_id).and_then(|wallet| wallet.opened.as_ref());
+    let partner_id = opened.and_then(|opened| opened.partner);
+    Arc::new(Instruction { partner_id, ..Arc::unwrap_or_clone(instruction) })
 }
 
 impl Instruction {
