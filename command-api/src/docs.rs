@@ -30,7 +30,8 @@ struct Served {
     json: String,
 }
 
-const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 async fn json(State(served): State<Arc<Served>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], served.json.clone())
@@ -61,7 +62,8 @@ struct Route<'d> {
 /// The whole page. Everything that comes from the document goes through [`escape`] or [`prose`].
 fn page(document: &Value) -> String {
     let routes = routes(document);
-    let mut tags: Vec<(&str, &str)> = items(&document["tags"]).map(|tag| (text(tag, "name"), text(tag, "description"))).collect();
+    let mut tags: Vec<(&str, &str)> =
+        items(&document["tags"]).map(|tag| (text(tag, "name"), text(tag, "description"))).collect();
     for route in &routes {
         if !tags.iter().any(|(name, _)| *name == route.tag()) {
             tags.push((route.tag(), ""));

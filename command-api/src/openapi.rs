@@ -39,7 +39,9 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
         }
     }
     let components = document.components.get_or_insert_with(Default::default);
-    components.schemas.insert(ProblemDocument::name().into_owned(), ProblemDocument::schema());
+    let mut schemas = vec![(ProblemDocument::name().into_owned(), ProblemDocument::schema())];
+    ProblemDocument::schemas(&mut schemas); // those that it is made of
+    components.schemas.extend(schemas);
     components.add_security_scheme("bearer", bearer());
     document
 }

@@ -132,7 +132,9 @@ fn check(currencies: &[Currency]) -> Result<(), Problem> {
     }
     for (place, currency) in currencies.iter().enumerate() {
         if currencies.iter().take(place).any(|earlier| earlier == currency) {
-            return Err(Problem::of("invalid-field").at(format!("/currencies/{place}"), "this currency stands here twice"));
+            return Err(
+                Problem::of("invalid-field").at(format!("/currencies/{place}"), "this currency stands here twice")
+            );
         }
     }
     Ok(())

@@ -385,7 +385,10 @@ fn location(transaction: &TransactionBody) -> String {
 
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).ok().and_then(|micros| Timestamp::from_micros(micros).ok()).unwrap_or(Timestamp::EPOCH)
+    i64::try_from(since.as_micros())
+        .ok()
+        .and_then(|micros| Timestamp::from_micros(micros).ok())
+        .unwrap_or(Timestamp::EPOCH)
 }
 
 /// A place in the web that a payer's browser can be sent to.
@@ -417,7 +420,9 @@ mod tests {
 
     #[test]
     fn a_return_url_leads_to_the_web_or_to_the_payers_own_machine() {
-        for good in ["https://shop.example/paid?id=1", "http://localhost:3000/", "http://127.0.0.1/", "http://[::1]:80/x"] {
+        for good in
+            ["https://shop.example/paid?id=1", "http://localhost:3000/", "http://127.0.0.1/", "http://[::1]:80/x"]
+        {
             assert!(return_url(good).is_ok(), "{good}");
         }
         assert_eq!(return_url("https:\\\\shop.example\\paid").unwrap(), "https://shop.example/paid");
