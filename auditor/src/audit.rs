@@ -10,7 +10,7 @@ use crate::views::Views;
 pub async fn audit(database_url: &str, mut progress: impl FnMut(i64, i64)) -> anyhow::Result<Report> {
     let mut rows = Rows::open(database_url).await?;
     let head = rows.head;
-    let mut views = Views::open(rows.connection()).await?;
+    let mut views = Views::open(rows.connection(), head).await?;
     let mut check = Check::begin(rows.ledger);
     if rows.ledger.is_none() {
         check.findings.add(0, Some(0), "genesis", "the ledger has no id");

@@ -224,8 +224,6 @@ impl Check {
             once.repeats(|first, again| self.findings.add(again, None, check, format!("{what} {first}")))?;
         }
         let count = |all: usize| i64::try_from(all).unwrap_or(i64::MAX);
-        let statuses = self.fold.statuses;
-        let transactions = [statuses.pending, statuses.success, statuses.failed, statuses.expired];
         Ok(Report {
             ledger: self.ledger,
             position: self.commit_last,
@@ -234,8 +232,8 @@ impl Check {
             chain: Hash::try_from(self.chain.as_slice()).unwrap_or_default(),
             events: self.events,
             commits: self.commits,
-            wallets: count(self.fold.wallets.len()),
-            transactions: transactions.into_iter().fold(0, i64::saturating_add),
+            wallets: count(self.fold.state.wallets.len()),
+            transactions: self.fold.state.statuses.values().copied().fold(0, i64::saturating_add),
             currencies,
             views,
             findings_total: self.findings.total,

@@ -10,28 +10,41 @@ use uuid::Uuid;
 
 use crate::money::Currency;
 use crate::payload::{Direction, Entry, Instruction, InstructionKind, Kind, Payload, WalletChanged, WalletOpened};
-use crate::record::{StoredEvent, id};
+use crate::record::{self, StoredEvent};
 use crate::report::{CurrencyTotal, Findings};
+use crate::views::{Fingerprint, statement_line};
 
-/// Everything that the events so far come to.
+/// The fold, and what only it needs to go on.
 #[derive(Default)]
 pub(crate) struct Fold {
-    pub(crate) wallets: HashMap<Uuid, Wallet>,
-    partners: HashMap<Uuid, i64>,
-    pending: HashMap<Uuid, Pending>,
+    pub(crate) state: State,
+    pending: HashMap<Uuid, Asked>,
     system: HashSet<(Kind, Currency)>,
-    pub(crate) statuses: Statuses,
+}
+
+/// Everything that the events so far come to.
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    pub(crate) wallets: HashMap<Uuid, Wallet>,
+    /// Each with the events in its stream.
+    pub(crate) partners: HashMap<Uuid, i64>,
+    /// How many transactions have come to what.
+    pub(crate) statuses: BTreeMap<&'static str, i64>,
+    /// Of all transactions, each as it stands.
+    pub(crate) transactions: Fingerprint,
 }
 
 #[derive(Clone)]
 pub(crate) struct Wallet {
     pub(crate) kind: Kind,
+    pub(crate) partner: Option<Uuid>,
     pub(crate) currency: Currency,
     pub(crate) balance: Decimal,
     pub(crate) status: Status,
     pub(crate) version: i64,
     /// Lines of its statement.
     pub(crate) entries: i64,
+    pub(crate) statement: Fingerprint,
     /// Where it changed last.
     pub(crate) position: i64,
     /// Events in its own stream.
@@ -49,18 +62,10 @@ pub(crate) enum Status {
     Closed,
 }
 
-/// How many transactions have come to what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Statuses {
-    pub(crate) pending: i64,
-    pub(crate) success: i64,
-    pub(crate) failed: i64,
-    pub(crate) expired: i64,
-}
-
-struct Pending {
+/// What was asked for, and where.
+struct Asked {
     instruction: Instruction,
-    sequence: i64,
+    position: i64,
 }
 
 /// Where a finding belongs.
@@ -84,7 +89,7 @@ impl Here<'_> {
     }
 
     fn id(&mut self, prefix: &str, text: &str) -> Option<Uuid> {
-        let id = id(prefix, text);
+        let id = record::id(prefix, text);
         if id.is_none() {
             self.wrong("id", format!("{text:?} is not {prefix} and a UUID"));
         }
@@ -124,7 +129,7 @@ impl Fold {
         let id = here.id(prefix, &event.aggregate_id)?;
         match payload {
             Payload::PartnerRegistered {} => {
-                let partner = self.partners.entry(id).or_default();
+                let partner = self.state.partners.entry(id).or_default();
                 here.sequence(partner.saturating_add(1));
                 if *partner != 0 {
                     here.wrong("partner-life", format!("{} is registered again", event.aggregate_id));
@@ -144,14 +149,14 @@ impl Fold {
             }
             Payload::TransactionPosted(posted) => {
                 here.sequence(1);
-                self.enter(&mut here, &posted.instruction.currency, &posted.entries);
+                self.enter(&mut here, id, &posted.instruction.currency, &posted.entries);
                 as_instructed(&mut here, &posted.instruction, &posted.entries);
-                count(&mut self.statuses.success);
+                self.state.stands(id, &Asked { instruction: posted.instruction, position: event.position }, "SUCCESS");
                 return Some(id);
             }
-            Payload::TransactionDeclined {} => {
+            Payload::TransactionDeclined(declined) => {
                 here.sequence(1);
-                count(&mut self.statuses.failed);
+                self.state.stands(id, &Asked { instruction: declined.instruction, position: event.position }, "FAILED");
                 return Some(id);
             }
             Payload::TransactionRequested(requested) => {
@@ -160,22 +165,19 @@ impl Fold {
                 return Some(id);
             }
             Payload::TransactionSettled(settled) => {
-                if let Some(instruction) = self.end(&mut here, id, &settled.wallet_id) {
+                if let Some(instruction) = self.end(&mut here, id, &settled.wallet_id, "SUCCESS") {
                     if instruction.currency != settled.currency {
                         here.wrong("instruction", "settled in another currency than was asked for");
                     }
                     as_instructed(&mut here, &instruction, &settled.entries);
                 }
-                self.enter(&mut here, &settled.currency, &settled.entries);
-                count(&mut self.statuses.success);
+                self.enter(&mut here, id, &settled.currency, &settled.entries);
             }
             Payload::TransactionFailed(failed) => {
-                self.end(&mut here, id, &failed.wallet_id);
-                count(&mut self.statuses.failed);
+                self.end(&mut here, id, &failed.wallet_id, "FAILED");
             }
             Payload::TransactionExpired(expired) => {
-                self.end(&mut here, id, &expired.wallet_id);
-                count(&mut self.statuses.expired);
+                self.end(&mut here, id, &expired.wallet_id, "EXPIRED");
             }
         }
         None
@@ -184,7 +186,7 @@ impl Fold {
     /// What must hold when all events are in.
     pub(crate) fn end_of_log(&self, head: i64, findings: &mut Findings) -> BTreeMap<String, CurrencyTotal> {
         let mut totals: BTreeMap<String, CurrencyTotal> = BTreeMap::new();
-        for (id, wallet) in &self.wallets {
+        for (id, wallet) in &self.state.wallets {
             let code = wallet.currency.code();
             let total = totals.entry(code.to_owned()).or_insert_with(|| {
                 let zero = wallet.currency.zero();
@@ -219,7 +221,7 @@ impl Fold {
 
     fn open(&mut self, mut here: Here<'_>, id: Uuid, opened: &WalletOpened) {
         let name = here.event.aggregate_id.clone();
-        if self.wallets.contains_key(&id) {
+        if self.state.wallets.contains_key(&id) {
             here.wrong("wallet-life", format!("{name} is opened again"));
             return;
         }
@@ -235,11 +237,12 @@ impl Fold {
             here.wrong("balance-after", format!("{name} begins with {:?}", opened.balance_after));
         }
         let of_the_system = !opened.kind.has_floor();
-        match &opened.partner_id {
+        let partner = opened.partner_id.as_deref().and_then(|partner| here.id("par_", partner));
+        match partner {
             None if !of_the_system => here.wrong("wallet-life", format!("{name} belongs to no partner")),
             Some(_) if of_the_system => here.wrong("wallet-life", format!("{name} is the system's and a partner's")),
-            Some(partner) if !here.id("par_", partner).is_some_and(|partner| self.partners.contains_key(&partner)) => {
-                here.wrong("wallet-life", format!("{name} belongs to {partner:?}, who is not registered"));
+            Some(partner) if !self.state.partners.contains_key(&partner) => {
+                here.wrong("wallet-life", format!("{name} belongs to par_{partner}, who is not registered"));
             }
             _ => {}
         }
@@ -249,22 +252,24 @@ impl Fold {
         }
         let wallet = Wallet {
             kind: opened.kind,
+            partner,
             currency,
             balance: currency.zero(),
             status: Status::Active,
             version: opened.wallet_version,
             entries: 0,
+            statement: Fingerprint::default(),
             position: here.event.position,
             sequence: here.event.sequence,
             pending: 0,
             drift: Decimal::ZERO,
         };
-        self.wallets.insert(id, wallet);
+        self.state.wallets.insert(id, wallet);
     }
 
     fn change(&mut self, mut here: Here<'_>, id: Uuid, changed: &WalletChanged, to: Status) {
         let name = here.event.aggregate_id.clone();
-        let Some(wallet) = self.wallets.get_mut(&id) else {
+        let Some(wallet) = self.state.wallets.get_mut(&id) else {
             here.wrong("wallet-life", format!("{name} was never opened"));
             return;
         };
@@ -289,7 +294,7 @@ impl Fold {
     }
 
     /// Takes the entries of one event in: balanced, in one currency, between wallets that may be used.
-    fn enter(&mut self, here: &mut Here<'_>, code: &str, entries: &[Entry]) {
+    fn enter(&mut self, here: &mut Here<'_>, transaction: Uuid, code: &str, entries: &[Entry]) {
         let Some(currency) = Currency::read(code) else {
             here.wrong("currency", format!("{code:?} is not a currency"));
             return;
@@ -304,13 +309,11 @@ impl Fold {
                 sum = None;
                 continue;
             };
-            let amount = match entry.direction {
-                Direction::Credit => Some(amount),
-                Direction::Debit => Decimal::ZERO.checked_sub(amount),
-            };
-            sum = sum.and_then(|sum| sum.checked_add(amount?));
+            let mut change = amount;
+            change.set_sign_negative(entry.direction == Direction::Debit);
+            sum = sum.and_then(|sum| sum.checked_add(change));
             let Some(id) = here.id("wal_", &entry.wallet_id) else { continue };
-            let Some(wallet) = self.wallets.get_mut(&id) else {
+            let Some(wallet) = self.state.wallets.get_mut(&id) else {
                 here.wrong("wallet-life", format!("{} was never opened", entry.wallet_id));
                 continue;
             };
@@ -325,11 +328,13 @@ impl Fold {
                     format!("money moves in {}, which is {:?}", entry.wallet_id, wallet.status),
                 );
             }
-            match amount.and_then(|amount| wallet.balance.checked_add(amount)) {
+            match wallet.balance.checked_add(change) {
                 Some(balance) => wallet.balance = balance,
                 None => here.wrong("amount", format!("the balance of {} cannot be written", entry.wallet_id)),
             }
             wallet.entries = wallet.entries.saturating_add(1);
+            let line = statement_line(entry.wallet_version, here.event.position, transaction, change, wallet.balance);
+            wallet.statement.add(&line.each_ref().map(String::as_str));
             if wallet.kind.has_floor() && wallet.balance < Decimal::ZERO {
                 here.wrong("floor", format!("{} falls to {}", entry.wallet_id, wallet.balance));
             }
@@ -343,14 +348,13 @@ impl Fold {
     }
 
     fn request(&mut self, mut here: Here<'_>, id: Uuid, instruction: Instruction) {
-        count(&mut self.statuses.pending);
         if Currency::read(&instruction.currency).and_then(|it| it.amount(&instruction.amount)).is_none() {
             let Instruction { amount, currency, .. } = &instruction;
             here.wrong("amount", format!("{amount:?} is not an amount of {currency:?}"));
         }
-        match here.id("wal_", &instruction.wallet_id).and_then(|id| self.wallets.get_mut(&id)) {
+        match here.id("wal_", &instruction.wallet_id).and_then(|id| self.state.wallets.get_mut(&id)) {
             Some(wallet) => {
-                count(&mut wallet.pending);
+                wallet.pending = wallet.pending.saturating_add(1);
                 if wallet.currency.code() != instruction.currency {
                     here.wrong("currency", "asked for in another currency than the wallet's");
                 }
@@ -360,24 +364,55 @@ impl Fold {
             }
             None => here.wrong("wallet-life", format!("{} was never opened", instruction.wallet_id)),
         }
-        self.pending.insert(id, Pending { instruction, sequence: here.event.sequence });
+        let asked = Asked { instruction, position: here.event.position };
+        self.state.stands(id, &asked, "PENDING");
+        self.pending.insert(id, asked);
     }
 
     /// Ends what is pending; what never began, or has ended, cannot end.
-    fn end(&mut self, here: &mut Here<'_>, id: Uuid, wallet_id: &str) -> Option<Instruction> {
-        let Some(Pending { instruction, sequence }) = self.pending.remove(&id) else {
+    fn end(&mut self, here: &mut Here<'_>, id: Uuid, wallet_id: &str, status: &'static str) -> Option<Instruction> {
+        let Some(asked) = self.pending.remove(&id) else {
             here.wrong("transaction-life", format!("{} ends and was not pending", here.event.aggregate_id));
             return None;
         };
-        here.sequence(sequence.saturating_add(1));
-        self.statuses.pending = self.statuses.pending.saturating_sub(1);
+        here.sequence(2);
+        self.state.stood(id, &asked, "PENDING");
+        self.state.stands(id, &asked, status);
+        let instruction = asked.instruction;
         if instruction.wallet_id != wallet_id {
             here.wrong("instruction", format!("ends for {wallet_id}, was asked for {}", instruction.wallet_id));
         }
-        if let Some(wallet) = id_of(&instruction).and_then(|id| self.wallets.get_mut(&id)) {
+        if let Some(wallet) = record::id("wal_", &instruction.wallet_id).and_then(|id| self.state.wallets.get_mut(&id))
+        {
             wallet.pending = wallet.pending.saturating_sub(1);
         }
         Some(instruction)
+    }
+}
+
+impl State {
+    /// A transaction has come to this.
+    fn stands(&mut self, id: Uuid, asked: &Asked, status: &'static str) {
+        let count = self.statuses.entry(status).or_default();
+        *count = count.saturating_add(1);
+        asked.as_shown(id, status, |row| self.transactions.add(row));
+    }
+
+    /// It has gone on from there.
+    fn stood(&mut self, id: Uuid, asked: &Asked, status: &'static str) {
+        let count = self.statuses.entry(status).or_default();
+        *count = count.saturating_sub(1);
+        asked.as_shown(id, status, |row| self.transactions.take(row));
+    }
+}
+
+impl Asked {
+    /// The row that a view of transactions has for it.
+    fn as_shown(&self, id: Uuid, status: &str, then: impl FnOnce(&[&str])) {
+        let Instruction { kind, wallet_id, amount, currency, .. } = &self.instruction;
+        let (id, position) = (id.to_string(), self.position.to_string());
+        let wallet = wallet_id.strip_prefix("wal_").unwrap_or(wallet_id);
+        then(&[&id, &position, status, kind.name(), wallet, amount, currency]);
     }
 }
 
@@ -399,6 +434,16 @@ impl Wallet {
             here.wrong("balance-after", format!("{name}: {claimed} is written where {} belongs", self.balance));
         }
         self.drift = drift;
+    }
+}
+
+impl Status {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Frozen => "FROZEN",
+            Self::Closed => "CLOSED",
+        }
     }
 }
 
@@ -428,12 +473,4 @@ fn as_instructed(here: &mut Here<'_>, instruction: &Instruction, entries: &[Entr
     if !has(&instruction.wallet_id, of_wallet) || !payee || entries.len() != 2 {
         here.wrong("instruction", "the entries are not what was asked for");
     }
-}
-
-fn id_of(instruction: &Instruction) -> Option<Uuid> {
-    id("wal_", &instruction.wallet_id)
-}
-
-fn count(counter: &mut i64) {
-    *counter = counter.saturating_add(1);
 }

@@ -31,5 +31,5 @@ mod views;
 
 pub use audit::audit;
 pub use export::{ExportSummary, export};
-pub use report::{CurrencyTotal, Finding, Report, ViewsChecked};
+pub use report::{CurrencyTotal, Finding, Report, ViewChecked, ViewsChecked};
 pub use verify::verify;

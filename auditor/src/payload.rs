@@ -17,7 +17,7 @@ pub(crate) enum Payload {
     TransactionSettled(TransactionSettled),
     TransactionFailed(TransactionEnded),
     TransactionExpired(TransactionEnded),
-    TransactionDeclined {},
+    TransactionDeclined(TransactionRequested),
     CommandDeclined {},
 }
 
@@ -110,6 +110,27 @@ pub(crate) enum Direction {
     Credit,
 }
 
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Customer => "CUSTOMER",
+            Self::Settlement => "SETTLEMENT",
+            Self::Adjustments => "ADJUSTMENTS",
+            Self::Bank => "BANK",
+        }
+    }
+}
+
+impl InstructionKind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Transfer => "TRANSFER",
+            Self::Adjustment => "ADJUSTMENT",
+            Self::TopUp => "TOP_UP",
+        }
+    }
+}
+
 impl Payload {
     /// The payload's only key.
     pub(crate) const fn event_type(&self) -> &'static str {
@@ -124,7 +145,7 @@ impl Payload {
             Self::TransactionSettled(_) => "TransactionSettled",
             Self::TransactionFailed(_) => "TransactionFailed",
             Self::TransactionExpired(_) => "TransactionExpired",
-            Self::TransactionDeclined {} => "TransactionDeclined",
+            Self::TransactionDeclined(_) => "TransactionDeclined",
             Self::CommandDeclined {} => "CommandDeclined",
         }
     }

@@ -79,8 +79,8 @@ pub enum ViewsChecked {
 pub struct ViewChecked {
     pub name: String,
     pub position: i64,
-    /// Rows or sums that were compared.
-    pub compared: i64,
+    /// How many rows were compared; `None`: it could not be, or it is a view that this auditor does not know.
+    pub compared: Option<i64>,
 }
 
 impl Report {
@@ -124,6 +124,7 @@ impl fmt::Display for Report {
             ViewsChecked::Checked { views } => {
                 writeln!(f, "\nview                  position      compared")?;
                 for ViewChecked { name, position, compared } in views {
+                    let compared = compared.map_or("not compared".to_owned(), |rows| format!("{rows} rows"));
                     writeln!(f, "{name:<16} {position:>13} {compared:>13}")?;
                 }
             }

@@ -1,6 +1,6 @@
 //! Audits of real databases, broken by somebody who may do anything in Postgres.
 
-use auditor::{Report, ViewsChecked, audit, export, verify};
+use auditor::{Report, audit, export, verify};
 use event_store::{EventFilter, Log, RecordedEvent, Writer, connect, hash};
 use local_stack::testing::TestDatabase;
 use sqlx::{Connection, PgConnection};
@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection};
 use crate::story::Story;
 
 /// A database with the whole story in it.
-async fn told() -> (TestDatabase, Story) {
+pub(crate) async fn told() -> (TestDatabase, Story) {
     let database = local_stack::testing::database(|url| async move { migrations::run(&url).await }).await;
     let log = Log::new(connect(database.url(), "daybook_reader", 1).await.unwrap());
     let mut story = Story::told(log.ledger_id().await.unwrap());
@@ -18,12 +18,12 @@ async fn told() -> (TestDatabase, Story) {
     (database, story)
 }
 
-async fn audited(database: &TestDatabase) -> Report {
+pub(crate) async fn audited(database: &TestDatabase) -> Report {
     audit(database.url(), |_, _| {}).await.unwrap()
 }
 
 /// Does what nobody may: as superuser, with triggers and foreign keys asleep.
-async fn tamper(database: &TestDatabase, statements: &[String]) {
+pub(crate) async fn tamper(database: &TestDatabase, statements: &[String]) {
     let mut connection = PgConnection::connect(database.url()).await.unwrap();
     sqlx::query("set session_replication_role = replica").execute(&mut connection).await.unwrap();
     for statement in statements {
@@ -33,7 +33,7 @@ async fn tamper(database: &TestDatabase, statements: &[String]) {
 }
 
 #[track_caller]
-fn caught(report: &Report, position: i64, check: &str) {
+pub(crate) fn caught(report: &Report, position: i64, check: &str) {
     assert_eq!(report.first_bad_position(), Some(position), "{report}");
     assert!(report.findings.iter().any(|found| found.check == check), "{check} is silent:\n{report}");
     assert!(!report.is_sound());
@@ -73,6 +73,9 @@ async fn an_untouched_log_is_sound_and_exports_as_the_store_writes_it() {
     let last = story.commits.last().unwrap();
     assert_eq!((report.position, report.commit, report.chain), (last.last, last.number, last.chain));
     assert_eq!(report.events, last.last);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["chain"], hash::hex(&last.chain));
+    assert_eq!(json["currencies"]["EUR"]["customers"], "120.01");
 
     let mut out = Vec::new();
     let summary = export(database.url(), &mut out, |_, _| {}).await.unwrap();
@@ -115,7 +118,7 @@ async fn a_flipped_byte_in_a_payload_whichever_it_is() {
     let events: Vec<_> = story.commits.iter().flat_map(|commit| &commit.events).collect();
     let mut flipped = 0;
     for (at, event) in events.iter().enumerate() {
-        for byte in (at..event.payload.len()).step_by(97) {
+        for byte in (at..event.payload.len()).step_by(211) {
             let mut bytes = event.payload.clone().into_bytes();
             bytes[byte] ^= 1;
             // The column holds only what is text and JSON.
@@ -134,7 +137,7 @@ async fn a_flipped_byte_in_a_payload_whichever_it_is() {
             flipped += 1;
         }
     }
-    assert!(50 < flipped, "{flipped} bytes were tried");
+    assert!(30 < flipped, "{flipped} bytes were tried");
     let report = audited(&database).await;
     assert!(report.is_sound(), "all is as it was: {report}");
 }
@@ -298,5 +301,4 @@ async fn what_is_read_after_the_log_was_read_is_the_same_log() {
     let report = audited(&database).await;
     assert!(report.is_sound(), "{report}");
     assert_eq!(report.events, i64::try_from(events.len()).unwrap() + 1);
-    assert!(matches!(report.views, ViewsChecked::NotChecked { .. } | ViewsChecked::Checked { .. }));
 }

@@ -5,3 +5,4 @@
 mod databases;
 mod exports;
 mod story;
+mod views;
