@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use local_stack::Stack;
 use serde_json::json;
+use tokio::time::timeout;
 
 use system::{Parts, System, eventually};
 
@@ -211,12 +212,14 @@ async fn a_callback_for_a_payment_that_is_not_known_is_quarantined_until_the_pay
 }
 
 #[tokio::test]
-async fn a_callback_that_is_faster_than_the_feed_is_accepted_all_the_same() {
-    let mut system = System::start().await;
-    system.stop_workflows().await;
+async fn a_callback_that_is_faster_than_the_feed_waits_for_it_and_is_accepted() {
+    let system = System::start().await;
+    let lock = system.hold_the_checkpoint().await;
     let top_up = system.top_up("10.50").await;
-    let early = tokio::spawn(system.doors.clone().signed(system.word(&top_up, json!({}))));
-    system.start_workflows();
+    let mut early = tokio::spawn(system.doors.clone().signed(system.word(&top_up, json!({}))));
+    let answered = timeout(Duration::from_millis(500), &mut early).await;
+    assert!(answered.is_err(), "answered before the log was followed: {answered:?}");
+    lock.rollback().await.unwrap();
     let early = early.await.unwrap();
     assert_eq!((early.status, early.text("/status")), (200, "accepted".to_owned()));
     assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
@@ -262,8 +265,10 @@ async fn a_top_up_stays_pending_past_its_time_while_the_bank_cannot_be_asked() {
     eventually("the cancellation was tried twice", cancels, |seen| 2 <= *seen).await;
     assert_eq!(system.types(&top_up).await, ["TransactionRequested"], "unknown is not expired");
 
-    system.bank.resume();
+    // The first offer still hangs on the wire. When it arrives after all, it must find a payment that cannot be paid.
+    system.bank.resume_anew();
     assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
+    assert_eq!(system.at_the_bank(&top_up).await["status"], "cancelled");
 }
 
 #[tokio::test]
@@ -305,7 +310,7 @@ async fn workflows_that_were_away_take_up_what_happened_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_top_up_that_someone_else_ended_is_ended_here_too_and_the_disagreement_is_shown() {
+async fn a_top_up_that_someone_else_ended_is_ended_here_too() {
     let system = System::start().await;
     let top_up = system.top_up("10.50").await;
     system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
@@ -315,6 +320,52 @@ async fn a_top_up_that_someone_else_ended_is_ended_here_too_and_the_disagreement
 
     let paid = system.callback(&top_up, json!({})).await;
     assert_eq!((paid.status, paid.slug()), (409, "invalid-transition".to_owned()));
+}
+
+#[tokio::test]
+async fn a_top_up_that_bank_and_ledger_see_differently_is_left_to_a_person() {
+    let system = System::start().await;
+    let top_up = system.top_up("10.50").await;
+    system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
+    system.commands.hang();
+    assert_eq!(system.callback(&top_up, json!({})).await.status, 200);
+    system.expire_by_hand(&top_up).await;
+    system.commands.resume();
+    let row = system.row_where(&top_up, "ended", |row| row.state == "ENDED").await;
+    assert_eq!(row.outcome.as_deref(), Some("EXPIRED"));
+    let alert = row.alert.expect("money has arrived that is not booked");
+    assert!(alert.contains("success") && alert.contains("EXPIRED"), "{alert}");
+    assert_eq!(system.types(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
+}
+
+#[tokio::test]
+async fn an_answer_that_a_callback_has_overtaken_changes_nothing() {
+    let system = System::start_with(Parts { ask_after: Duration::from_millis(500), ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
+    system.bank.hang();
+    let under_way = |outcomes: &Vec<String>| outcomes.last().is_some_and(String::is_empty);
+    eventually("the bank is being asked", async || system.outcomes(&top_up).await, under_way).await;
+    assert_eq!(system.callback(&top_up, json!({})).await.status, 200);
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    system.bank.resume();
+    let all_over = |outcomes: &Vec<String>| !outcomes.iter().any(String::is_empty);
+    eventually("the bank has answered", async || system.outcomes(&top_up).await, all_over).await;
+    let row = system.row_where(&top_up, "ended by the log", |row| row.ended_position.is_some()).await;
+    assert_eq!((row.state.as_str(), row.outcome.as_deref(), row.alert), ("ENDED", Some("SUCCESS"), None));
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_is_replaced() {
+    let system = System::start().await;
+    let first = system.top_up("10.50").await;
+    assert_eq!(system.callback(&first, json!({})).await.status, 200);
+    assert_eq!(system.ended(&first).await, ["TransactionRequested", "TransactionSettled"]);
+    let second = system.top_up("20.00").await;
+    system.revoke_all_tokens().await;
+    assert_eq!(system.callback(&second, json!({})).await.status, 200);
+    assert_eq!(system.ended(&second).await, ["TransactionRequested", "TransactionSettled"]);
+    assert!(!system.outcomes(&second).await.iter().any(|outcome| outcome.starts_with("unknown")), "renewed at once");
 }
 
 /// Servers of the test's own, which it kills.

@@ -16,8 +16,9 @@ use runtime::http::Limits;
 use runtime::shutdown::Shutdown;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use sqlx::{FromRow, PgPool};
+use sqlx::{Connection, FromRow, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -294,6 +295,40 @@ impl System {
         .unwrap()
     }
 
+    /// What its attempts brought.
+    pub(crate) async fn outcomes(&self, top_up: &TopUp) -> Vec<String> {
+        sqlx::query_scalar(
+            "select coalesce(attempts.outcome, '') from workflows.attempts join workflows.top_ups using (transaction_id)
+             where token = $1 order by started_at",
+        )
+        .bind(&top_up.token)
+        .fetch_all(&self.workflows)
+        .await
+        .unwrap()
+    }
+
+    /// Keeps the log from being followed until the lock is dropped.
+    pub(crate) async fn hold_the_checkpoint(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let mut lock = self.workflows.begin().await.unwrap();
+        sqlx::query("select 1 from workflows.checkpoint for update").execute(&mut *lock).await.unwrap();
+        lock
+    }
+
+    /// Ends every login there is, and waits until that is in force.
+    pub(crate) async fn revoke_all_tokens(&self) {
+        let mut superuser = sqlx::PgConnection::connect(&self.settings.database_url).await.unwrap();
+        sqlx::query(
+            "insert into access.revocations (family, expires_at)
+             select distinct family, now() + interval '1 day' from access.refresh_tokens on conflict do nothing",
+        )
+        .execute(&mut superuser)
+        .await
+        .unwrap();
+        let body = json!({ "userId": "bob", "currency": "EUR" });
+        let open = async || self.command(&self.partner, "/v1/wallets", &body).await.status;
+        eventually("the partner's token is revoked", open, |status| *status == 401).await;
+    }
+
     /// What became of its different callbacks, in order.
     pub(crate) async fn verdicts(&self, top_up: &TopUp) -> Vec<String> {
         sqlx::query_scalar("select verdict from workflows.callbacks where token = $1 order by received_at, id")
@@ -378,44 +413,53 @@ impl Answer {
 /// A wire to an address, which can hang: then nothing is lost and nothing arrives.
 pub(crate) struct Wire {
     pub(crate) url: String,
-    hangs: watch::Sender<bool>,
+    /// Connections with a smaller number hang.
+    hung: watch::Sender<usize>,
+    opened: watch::Receiver<usize>,
 }
 
 impl Wire {
     async fn to(url: &str, hangs: bool) -> Self {
         let to: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
         let (listener, url) = listen().await;
-        let (hangs, state) = watch::channel(hangs);
+        let (hung, state) = watch::channel(if hangs { usize::MAX } else { 0 });
+        let (open, opened) = watch::channel(0);
         tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
+            for number in 0.. {
+                let Ok((near, _)) = listener.accept().await else { return };
+                open.send_replace(number + 1);
                 let state = state.clone();
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(to).await else { return };
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                    tokio::join!(carry(near_in, far_out, state.clone()), carry(far_in, near_out, state));
+                    tokio::join!(
+                        carry(number, near_in, far_out, state.clone()),
+                        carry(number, far_in, near_out, state)
+                    );
                 });
             }
         });
-        Self { url, hangs }
+        Self { url, hung, opened }
     }
 
     pub(crate) fn hang(&self) {
-        self.hangs.send_replace(true);
+        self.hung.send_replace(usize::MAX);
+    }
+
+    /// New connections work; what hung before goes on hanging.
+    pub(crate) fn resume_anew(&self) {
+        self.hung.send_replace(*self.opened.borrow());
     }
 
     pub(crate) fn resume(&self) {
-        self.hangs.send_replace(false);
+        self.hung.send_replace(0);
     }
 }
 
-async fn carry(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut hangs: watch::Receiver<bool>,
-) {
+async fn carry(number: usize, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut hung: watch::Receiver<usize>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if hangs.wait_for(|hangs| !hangs).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
+        if hung.wait_for(|hung| *hung <= number).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
             return;
         }
     }
