@@ -17,7 +17,7 @@ struct Options {
     /// The ledger's database; its schemas must be up to date.
     #[arg(long, env = "DAYBOOK_DATABASE_URL", hide_env_values = true)]
     database_url: String,
-    #[arg(long, env = "DAYBOOK_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "DAYBOOK_COMMANDS_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Where the bank's payment pages are.
     #[arg(long, env = "DAYBOOK_BANK_URL")]

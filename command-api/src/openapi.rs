@@ -106,6 +106,7 @@ struct ProblemDocument {
     errors: Option<Vec<ProblemPlace>>,
 }
 
+/// What is wrong in one place.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by the derive only")]
 struct ProblemPlace {
@@ -145,27 +146,44 @@ fn problems(operation: &Operation) -> BTreeSet<&'static str> {
 }
 
 fn complete_operation(operation: &mut Operation) {
-    let mut by_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
-    let own = operation.extensions.as_mut().and_then(|extensions| extensions.remove(PROBLEMS));
-    let own = own.as_ref().and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let general = problems(operation);
-    let slugs: BTreeSet<&str> = general.iter().copied().chain(own).collect();
-    for problem in slugs.into_iter().map(Problem::from_code) {
-        by_status.entry(problem.status().as_u16()).or_default().push(problem);
-    }
     let is_command = general.contains("idempotency-key-invalid");
-    for (status, response) in &mut operation.responses.responses {
-        if let (RefOr::T(response), true) = (response, status.starts_with('2')) {
-            complete_answer(response, is_command);
-        }
-    }
-    for (status, problems) in by_status {
-        let response = operation.responses.responses.entry(status.to_string());
-        response.or_insert_with(|| RefOr::T(refusal(&problems)));
+    let mut slugs: BTreeSet<String> = general.into_iter().map(str::to_owned).collect();
+    if let Some(extensions) = &mut operation.extensions {
+        let own = extensions.remove(PROBLEMS);
+        slugs.extend(own.iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str).map(str::to_owned));
     }
     if operation.extensions.as_ref().is_some_and(|extensions| extensions.is_empty()) {
         operation.extensions = None;
     }
+    let responses = &mut operation.responses.responses;
+    // A refusal may also be described by its slugs alone: then they are what it is about.
+    responses.retain(|_, response| {
+        let named = named_problems(response);
+        let keep = named.is_empty();
+        slugs.extend(named);
+        keep
+    });
+    for (status, response) in responses.iter_mut() {
+        if let (RefOr::T(response), true) = (response, status.starts_with('2')) {
+            complete_answer(response, is_command);
+        }
+    }
+    let mut by_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
+    for problem in slugs.iter().map(|slug| Problem::from_code(slug)) {
+        by_status.entry(problem.status().as_u16()).or_default().push(problem);
+    }
+    for (status, problems) in by_status {
+        responses.entry(status.to_string()).or_insert_with(|| RefOr::T(refusal(&problems)));
+    }
+}
+
+/// The slugs that make up a response's description, when nothing else does.
+fn named_problems(response: &RefOr<Response>) -> Vec<String> {
+    let RefOr::T(Response { description, content, .. }) = response else { return Vec::new() };
+    let words: Vec<&str> = description.split([',', ' ']).filter(|word| !word.is_empty()).collect();
+    let known = words.iter().all(|word| Problem::from_code(word).slug() == *word);
+    if known && content.is_empty() { words.into_iter().map(str::to_owned).collect() } else { Vec::new() }
 }
 
 /// All problems of one status: what each means, and a document of each.
@@ -232,4 +250,34 @@ fn parameters(operation: &Operation, wanted: impl Fn(&ParameterIn) -> bool) -> i
     parameters
         .filter(move |parameter| wanted(&parameter.parameter_in))
         .map(|parameter| (parameter.name.as_str(), parameter.required == utoipa::openapi::Required::True))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn completing_a_document_twice_changes_nothing() {
+        let once = openapi();
+        assert!(complete(once.clone()) == once);
+    }
+
+    #[test]
+    fn a_refusal_described_by_its_slugs_becomes_these_problems() {
+        let document = json!({
+            "openapi": "3.1.0",
+            "info": { "title": "x", "version": "1" },
+            "paths": { "/x": { "get": { "responses": {
+                "200": { "description": "not-found is what it is not" },
+                "404": { "description": "webhook-not-found, delivery-not-found" },
+            } } } },
+        });
+        let completed = serde_json::to_value(complete(serde_json::from_value(document).unwrap())).unwrap();
+        let responses = &completed["paths"]["/x"]["get"]["responses"];
+        assert_eq!(responses["200"]["description"], "not-found is what it is not");
+        let examples = responses["404"]["content"][PROBLEM_JSON]["examples"].as_object().unwrap();
+        assert_eq!(examples.keys().collect::<Vec<_>>(), ["delivery-not-found", "webhook-not-found"]);
+    }
 }

@@ -9,6 +9,7 @@ mod held;
 mod keys;
 mod money;
 mod partners;
+mod process;
 mod tokens;
 mod top_ups;
 mod wallets;
