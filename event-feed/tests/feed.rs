@@ -1,5 +1,10 @@
 //! The feed on a real Postgres and a real nats-server: what a follower gets while the bus is there, is not, or lies.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may panic wherever it stands; clippy.toml knows only those inside #[test]"
+)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
