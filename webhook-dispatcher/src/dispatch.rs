@@ -254,13 +254,11 @@ async fn record(dispatcher: &Dispatcher, due: &Due, attempted: &Attempted) -> Re
         tracing::info!(webhook.id = %due.endpoint, "disabled: the receiver says that it is gone");
     }
     if let Some(pause) = attempted.pause {
-        sqlx::query(
-            "update webhooks.endpoints set paused_until = greatest(paused_until, now() + $2) where id = $1",
-        )
-        .bind(due.endpoint)
-        .bind(interval(pause))
-        .execute(&mut *tx)
-        .await?;
+        sqlx::query("update webhooks.endpoints set paused_until = greatest(paused_until, now() + $2) where id = $1")
+            .bind(due.endpoint)
+            .bind(interval(pause))
+            .execute(&mut *tx)
+            .await?;
     }
     record_attempt(&mut tx, due, attempted, wait).await?;
     tx.commit().await

@@ -3,7 +3,9 @@
 //! An endpoint begins at the head of the log at its registration, and again when it is enabled. While it is
 //! disabled no deliveries are made for it; those that waited are held, and each can be sent by redelivering it.
 
-use api_contract::{Client, Freshness, Json, Limit, MinPosition, Page, Path, Position, Problem, Query, Scope, Seal, WaitMs};
+use api_contract::{
+    Client, Freshness, Json, Limit, MinPosition, Page, Path, Position, Problem, Query, Scope, Seal, WaitMs,
+};
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
@@ -168,8 +170,7 @@ pub(crate) async fn list(
     dispatcher.wait(Freshness::new(query.min_position, query.wait_ms)).await?;
     let limit = query.limit.unwrap_or_default().get();
     let after = query.cursor.map(|cursor| dispatcher.cursors.open(ROUTE, partner, "", &cursor)).transpose()?;
-    let after: Option<WebhookId> =
-        after.map(|id| id.parse()).transpose().map_err(|_| Problem::of("cursor-invalid"))?;
+    let after: Option<WebhookId> = after.map(|id| id.parse()).transpose().map_err(|_| Problem::of("cursor-invalid"))?;
     let rows = sqlx::query(
         "select c.position, w.* from webhooks.checkpoint c left join lateral (
              select * from webhooks.endpoints
@@ -183,8 +184,7 @@ pub(crate) async fn list(
     .fetch_all(dispatcher.pool())
     .await?;
     let (position, webhooks) = page(&rows, read)?;
-    let page =
-        Page::new(webhooks, limit, |last| dispatcher.cursors.seal(ROUTE, partner, "", &last.id.to_string()));
+    let page = Page::new(webhooks, limit, |last| dispatcher.cursors.seal(ROUTE, partner, "", &last.id.to_string()));
     Ok((position, axum::Json(page)))
 }
 

@@ -60,9 +60,8 @@ pub(crate) async fn run(dispatcher: &Dispatcher, shutdown: &Shutdown) {
 
 /// Follows until something fails, or until another dispatcher turns out to have moved the checkpoint.
 async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), FanOutError> {
-    let checkpoint = sqlx::query("select commit_number, position from webhooks.checkpoint")
-        .fetch_one(dispatcher.pool())
-        .await?;
+    let checkpoint =
+        sqlx::query("select commit_number, position from webhooks.checkpoint").fetch_one(dispatcher.pool()).await?;
     dispatcher.reached(checkpoint.try_get("position")?);
     let after = checkpoint.try_get("commit_number")?;
     let mut feed = Follow::start(dispatcher.log.clone(), dispatcher.feed.clone(), after).await;

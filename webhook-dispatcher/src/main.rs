@@ -49,7 +49,8 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(options: Options) -> anyhow::Result<()> {
     let seal = Seal::from_key(secrets_key(&options.secrets_key_file)?);
-    let access = Access::connect(&options.database_url, seal.clone()).await.context("connecting to the schema access")?;
+    let access =
+        Access::connect(&options.database_url, seal.clone()).await.context("connecting to the schema access")?;
     let log = webhook_dispatcher::log(&options.database_url).context("reading the database's address")?;
     let settings = Settings {
         feed: FeedSettings::of(&log, options.nats_url).await.context("reading the ledger's id")?,

@@ -57,7 +57,8 @@ impl FromStr for Schedule {
     type Err = InvalidSchedule;
 
     fn from_str(text: &str) -> Result<Self, InvalidSchedule> {
-        let waits: Vec<_> = text.split(',').map(|wait| parse(wait.trim())).collect::<Option<_>>().ok_or(InvalidSchedule)?;
+        let waits: Vec<_> =
+            text.split(',').map(|wait| parse(wait.trim())).collect::<Option<_>>().ok_or(InvalidSchedule)?;
         if (1..=WAITS_MAX).contains(&waits.len()) { Ok(Self { waits, jitter: false }) } else { Err(InvalidSchedule) }
     }
 }

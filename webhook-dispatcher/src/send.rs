@@ -228,9 +228,9 @@ impl Attempted {
 }
 
 fn is_tls(cause: &(dyn Error + 'static)) -> bool {
-    // An error inside an `io::Error` is not its source but itself.
+    // What an `io::Error` wraps is not its source but itself, and it may wrap another one.
     let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    cause.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls(inner))
 }
 
 impl Answer {
@@ -272,6 +272,28 @@ mod tests {
 
     fn asked(value: &'static str) -> Option<Duration> {
         retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]))
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_out_to_lead_inside_is_blocked_and_no_socket_is_opened() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        // The name was public when it was registered; now it resolves to this machine.
+        let sender = Sender { reach: Reach::Local, ..Sender::new(Reach::Public).unwrap() };
+        let due = Due {
+            delivery: Uuid::now_v7(),
+            endpoint: Uuid::now_v7(),
+            event_id: Uuid::now_v7(),
+            event_type: "wallet.opened".to_owned(),
+            url: format!("http://localhost:{}/", listener.local_addr().unwrap().port()),
+            secret: Some(SigningSecret::mint()),
+            body: "{}".to_owned(),
+            number: 1,
+            round: 1,
+            possible_duplicate: false,
+        };
+        assert_eq!(sender.send(&due).await.outcome, Outcome::BlockedAddress);
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody connected");
     }
 
     #[test]

@@ -73,10 +73,7 @@ mod tests {
         let id = "0192f0c1-2d3e-7abc-8def-0123456789ab";
         let body = r#"{"eventId":"0192f0c1-2d3e-7abc-8def-0123456789ab","eventType":"transaction.completed","data":{"transactionId":"tx_1","amount":"12500","currency":"USD"}}"#;
         assert_eq!(secret.sign_message(id, 1_732_132_800, body), "v1,dh4ExB1Avhxlq/yd54HQHYdZUIw8KUciXYeg4UnAVEA=");
-        assert_eq!(
-            secret.sign_body(body),
-            "sha256=82f53559e8d1c7ef8abb6f97395608bd55edb20de1ae641197f8a95cade24d86"
-        );
+        assert_eq!(secret.sign_body(body), "sha256=82f53559e8d1c7ef8abb6f97395608bd55edb20de1ae641197f8a95cade24d86");
     }
 
     #[test]

@@ -119,8 +119,8 @@ fn has_userinfo(text: &str) -> bool {
 fn is_port_allowed(port: u16) -> bool {
     // Where something listens that is not a web server and could be harmed by being spoken to.
     const REFUSED: [u16; 30] = [
-        1433, 1521, 2049, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 4222, 5432, 5433, 5672, 5900, 5984, 6000, 6222, 6379,
-        6443, 6667, 8222, 9042, 9092, 9200, 9300, 10250, 11211, 27017, 50000,
+        1433, 1521, 2049, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 4222, 5432, 5433, 5672, 5900, 5984, 6000, 6222,
+        6379, 6443, 6667, 8222, 9042, 9092, 9200, 9300, 10250, 11211, 27017, 50000,
     ];
     port == 443 || 1024 <= port && !REFUSED.contains(&port)
 }
@@ -156,9 +156,9 @@ fn is_local_v6(address: Ipv6Addr) -> bool {
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     match (a, b, c) {
-        (0 | 10 | 127, ..) => false,             // this network, private, loopback
-        (100, 64..=127, _) => false,             // shared between carriers
-        (169, 254, _) => false,                  // link-local: where clouds keep their metadata
+        (0 | 10 | 127, ..) => false, // this network, private, loopback
+        (100, 64..=127, _) => false, // shared between carriers
+        (169, 254, _) => false,      // link-local: where clouds keep their metadata
         (172, 16..=31, _) | (192, 168, _) => false,
         (192, 0, 0 | 2) => false,                // protocol assignments, documentation
         (192, 88, 99) => false,                  // 6to4 relays
@@ -210,14 +210,56 @@ mod tests {
     #[test]
     fn whatever_leads_inside_is_refused_however_it_is_written() {
         for host in [
-            "127.0.0.1", "0.0.0.0", "0", "169.254.169.254", "10.0.0.5", "172.16.0.1", "192.168.1.1", "100.64.0.1",
-            "192.0.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
-            "2130706433", "0x7f.1", "0177.1", "0x7f000001", "017700000001", "127.1", "１２７.0.0.1",
-            "[::]", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::7f00:1]", "[::127.0.0.1]",
-            "[64:ff9b::7f00:1]", "[64:ff9b:1::1]", "[2002:7f00:1::1]", "[2001::1]", "[2001:db8::1]", "[3fff::1]",
-            "[fe80::1]", "[fec0::1]", "[fc00::1]", "[fd12::1]", "[ff02::1]", "[::ffff:8.8.8.8]",
-            "localhost", "localhost.", "LOCALHOST", "a.localhost", "a.localhost.", "printer.local", "db.internal",
-            "metadata.google.internal.", "intranet", "router.lan", "1.0.0.127.in-addr.arpa",
+            "127.0.0.1",
+            "0.0.0.0",
+            "0",
+            "169.254.169.254",
+            "10.0.0.5",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "192.0.0.1",
+            "192.0.2.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "2130706433",
+            "0x7f.1",
+            "0177.1",
+            "0x7f000001",
+            "017700000001",
+            "127.1",
+            "１２７.0.0.1",
+            "[::]",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[::7f00:1]",
+            "[::127.0.0.1]",
+            "[64:ff9b::7f00:1]",
+            "[64:ff9b:1::1]",
+            "[2002:7f00:1::1]",
+            "[2001::1]",
+            "[2001:db8::1]",
+            "[3fff::1]",
+            "[fe80::1]",
+            "[fec0::1]",
+            "[fc00::1]",
+            "[fd12::1]",
+            "[ff02::1]",
+            "[::ffff:8.8.8.8]",
+            "localhost",
+            "localhost.",
+            "LOCALHOST",
+            "a.localhost",
+            "a.localhost.",
+            "printer.local",
+            "db.internal",
+            "metadata.google.internal.",
+            "intranet",
+            "router.lan",
+            "1.0.0.127.in-addr.arpa",
         ] {
             refuses(&format!("https://{host}/"), Reach::Public);
             refuses(&format!("http://{host}/"), Reach::Public);
@@ -228,12 +270,32 @@ mod tests {
     fn what_is_not_https_to_a_web_port_is_refused() {
         let long = format!("https://example.com/{}", "a".repeat(BYTES_MAX));
         for text in [
-            "http://example.com/", "file:///etc/passwd", "gopher://example.com/", "ftp://example.com/", "javascript:alert(1)",
-            "https://", "https:///", "example.com", "//example.com/", "", "https://example.com:22/", "https://example.com:25/",
-            "https://example.com:80/", "https://example.com:5432/", "https://example.com:6379/", "https://example.com:0/",
-            "https://user@example.com/", "https://user:secret@example.com/", "https://@example.com/", "https://:@example.com/",
-            " https://example.com/", "https://exa\tmple.com/", "https://example.com\\@evil.example/", "https://example.com/\n",
-            "https://example.com/a b", &long,
+            "http://example.com/",
+            "file:///etc/passwd",
+            "gopher://example.com/",
+            "ftp://example.com/",
+            "javascript:alert(1)",
+            "https://",
+            "https:///",
+            "example.com",
+            "//example.com/",
+            "",
+            "https://example.com:22/",
+            "https://example.com:25/",
+            "https://example.com:80/",
+            "https://example.com:5432/",
+            "https://example.com:6379/",
+            "https://example.com:0/",
+            "https://user@example.com/",
+            "https://user:secret@example.com/",
+            "https://@example.com/",
+            "https://:@example.com/",
+            " https://example.com/",
+            "https://exa\tmple.com/",
+            "https://example.com\\@evil.example/",
+            "https://example.com/\n",
+            "https://example.com/a b",
+            &long,
         ] {
             refuses(text, Reach::Public);
         }
@@ -242,14 +304,26 @@ mod tests {
     #[test]
     fn a_local_reach_adds_this_machine_and_private_networks_and_nothing_more() {
         for text in [
-            "http://127.0.0.1:9000/hook", "http://localhost:9000/", "http://10.0.0.5/", "http://[::1]:8080/",
-            "http://[fd12::1]/", "https://192.168.1.1:5432/", "http://receiver:8080/", "https://example.com/",
+            "http://127.0.0.1:9000/hook",
+            "http://localhost:9000/",
+            "http://10.0.0.5/",
+            "http://[::1]:8080/",
+            "http://[fd12::1]/",
+            "https://192.168.1.1:5432/",
+            "http://receiver:8080/",
+            "https://example.com/",
         ] {
             assert!(Target::parse(text, Reach::Local).is_ok(), "{text} is refused");
         }
         for text in [
-            "http://169.254.169.254/", "http://0.0.0.0/", "http://224.0.0.1/", "http://[fe80::1]/", "http://[::ffff:127.0.0.1]/",
-            "http://[64:ff9b::7f00:1]/", "ftp://127.0.0.1/", "http://user@127.0.0.1/",
+            "http://169.254.169.254/",
+            "http://0.0.0.0/",
+            "http://224.0.0.1/",
+            "http://[fe80::1]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "ftp://127.0.0.1/",
+            "http://user@127.0.0.1/",
         ] {
             refuses(text, Reach::Local);
         }

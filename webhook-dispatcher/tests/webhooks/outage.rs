@@ -1,0 +1,63 @@
+//! Outages: the servers that the dispatcher stands on go away and come back.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use ledger_core::{Action, Metadata, WalletId};
+use local_stack::{Options, Stack};
+use reqwest::Method;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::receiver::{Receiver, Reply};
+use crate::system::{System, eventually, text};
+
+#[tokio::test]
+async fn the_dispatcher_outlives_postgres_and_nats_and_records_what_came_of_an_attempt_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    // The servers may run as another user, who has to pass through.
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let stack = Stack::start(&directory.path().join("data"), Options::default()).await.unwrap();
+    migrations::run(stack.database_url()).await.unwrap();
+    let mut system = System::on(stack.database_url(), stack.nats_url(), "daybook-outage".to_owned(), "6h").await;
+    system.dispatch();
+
+    let answer = Arc::new(Notify::new());
+    let notified = answer.clone();
+    let receiver =
+        Receiver::start(move |n| if n == 0 { Reply::StatusAfter(notified.clone(), 200) } else { Reply::Status(200) })
+            .await;
+    let partner = system.partner().await;
+    let webhook = partner.register(&receiver).await;
+    system.wallet(&partner).await;
+    receiver.wait_for(1).await;
+
+    stack.kill_postgres().await.unwrap();
+    stack.kill_nats().await.unwrap();
+    answer.notify_one();
+    stack.start_postgres().await.unwrap();
+    let path = format!("/v1/webhooks/{}/deliveries", text(&webhook["id"]));
+    let answer = eventually(
+        "the outcome",
+        || partner.call(Method::GET, &path, None),
+        |answer| answer.body["data"][0]["status"] == "DELIVERED",
+    )
+    .await;
+    let delivered = &answer.body["data"][0];
+    assert_eq!(delivered["attempts"].as_array().unwrap().len(), 1, "the outcome was known, and nothing sent twice");
+
+    stack.start_nats().await.unwrap();
+    let open = || Action::OpenWallet {
+        wallet: WalletId::from_uuid(Uuid::now_v7()),
+        user: "bob".into(),
+        currency: "EUR".parse().unwrap(),
+        metadata: Metadata::new(),
+    };
+    let written =
+        eventually("the ledger writes again", || system.try_execute(partner.caller(), open(), None), Result::is_ok)
+            .await;
+    assert!(written.is_ok());
+    let seen = receiver.wait_for(2).await;
+    assert_eq!(seen[1].header("x-daybook-event"), "wallet.opened");
+    stack.stop().await.unwrap();
+}
