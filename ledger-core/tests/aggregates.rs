@@ -1,4 +1,5 @@
 //! The aggregates through cqrs-es' own door: given this past, when this is asked, then that follows.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::sync::Arc;
 

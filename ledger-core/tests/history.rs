@@ -1,6 +1,7 @@
 //! History can always be read: one written sample of every event there has ever been, in `tests/history/`.
 //!
 //! A file is named after its event type and version, and is never edited. A new event or version adds one.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
