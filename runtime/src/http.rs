@@ -29,6 +29,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -86,6 +87,7 @@ impl Default for Limits {
 
 /// Serves until a stop is requested, then lets what is in flight finish, within `limits.drain_time`.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) -> io::Result<()> {
+    raise_file_limit();
     let limits = Arc::new(limits);
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -121,6 +123,15 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
         connections.shutdown().await;
     }
     Ok(())
+}
+
+/// The usual soft limit of 1,024 open files is below the connections we take, beside those to servers: take what the
+/// hard limit gives.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// After a failed accept, so that a lack of file descriptors does not become a busy loop.
