@@ -1,0 +1,215 @@
+//! The projecting task: follows the log and writes each page into all views, in one transaction with their checkpoints.
+//!
+//! The checkpoints move first and only from where this task last saw them, so of two projectors one finds that the
+//! other was quicker, and no page is written twice.
+//!
+//! # Why its commits may be lost
+//! It connects with `synchronous_commit` off: a crash of Postgres may lose the last pages together with their
+//! checkpoints, and the log, which loses nothing, has them all. Waiting for the disk would only make views late.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use event_feed::{FeedSettings, Follow, Log};
+use runtime::shutdown::Shutdown;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgConnection, PgPool};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::page::{Page, PageError};
+use crate::{VIEWS, View, options};
+
+/// What can be set from outside.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub database_url: String,
+    pub feed: FeedSettings,
+}
+
+/// How far the views have come, for queries in the same process: they need not ask Postgres. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    position: watch::Sender<i64>,
+    /// Whether a projecting task of this process moves it.
+    fed: AtomicBool,
+}
+
+/// One to write, one to read the log meanwhile.
+const CONNECTIONS: u32 = 2;
+
+/// Events that a view which is behind the others takes at a time.
+const CATCH_UP_EVENTS: i64 = 2_000;
+
+/// Pauses after a failure.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A page could not be written.
+#[derive(Debug, thiserror::Error)]
+enum ProjectError {
+    /// It can be tried again.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// Another projector was quicker: go on from where it is.
+    #[error("the checkpoints have moved")]
+    Overtaken,
+}
+
+/// Projects until a stop is wanted, through outages of Postgres and NATS. `Err`: the log cannot be projected.
+pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) -> anyhow::Result<()> {
+    let options = options(&settings.database_url)?.options([("synchronous_commit", "off")]);
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(Duration::from_secs(5));
+    let pool = pool.connect_lazy_with(options);
+    let log = Log::new(pool.clone());
+    let mut pause = PAUSE_MIN;
+    let mut told = false; // of this outage
+    loop {
+        let mut worked = false;
+        let session = session(&pool, &log, &settings.feed, &progress, &mut worked);
+        let error = tokio::select! {
+            () = shutdown.requested() => break,
+            Err(error) = session => error,
+        };
+        if worked {
+            pause = PAUSE_MIN;
+            told = false;
+        }
+        if !is_passing(&error) {
+            progress.0.fed.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(error = format!("{error:#}"), "projecting is interrupted; it is tried again until it works");
+        }
+        tokio::select! {
+            () = shutdown.requested() => break,
+            () = sleep(pause) => pause = PAUSE_MAX.min(pause * 2),
+        }
+    }
+    progress.0.fed.store(false, Ordering::Relaxed);
+    pool.close().await;
+    Ok(())
+}
+
+/// Projects from the checkpoints until something fails.
+async fn session(
+    pool: &PgPool,
+    log: &Log,
+    feed: &FeedSettings,
+    progress: &Progress,
+    worked: &mut bool,
+) -> anyhow::Result<std::convert::Infallible> {
+    let (mut position, commit) = level(pool, log).await?;
+    progress.reached(position);
+    let mut follow = Follow::start(log.clone(), feed.clone(), commit).await;
+    loop {
+        let commits = follow.next().await?;
+        let page = Page::read(log, &commits).await?;
+        write(pool, &page, VIEWS.iter(), position).await?;
+        position = page.position;
+        progress.reached(position);
+        *worked = true;
+    }
+}
+
+/// Brings views that are behind the others, such as new ones, to where the others are; answers where that is.
+async fn level(pool: &PgPool, log: &Log) -> anyhow::Result<(i64, i64)> {
+    let checkpoints = checkpoints(&mut *pool.acquire().await?).await?;
+    let (top, top_commit) = checkpoints.iter().map(|(_, position, commit)| (*position, *commit)).max().unwrap_or_default();
+    for (view, mut position, mut commit) in checkpoints {
+        if position < top {
+            tracing::info!(view = view.name, position, to = top, "a view catches up with the others");
+        }
+        while position < top {
+            let commits = log.commits_after(commit, CATCH_UP_EVENTS).await?;
+            let commits: Vec<_> =
+                commits.into_iter().take_while(|commit| commit.number <= top_commit).map(Arc::new).collect();
+            anyhow::ensure!(!commits.is_empty(), "the views are at commit {top_commit}, which is not in the log");
+            let page = Page::read(log, &commits).await?;
+            write(pool, &page, std::iter::once(view), position).await?;
+            (position, commit) = (page.position, page.commit);
+        }
+    }
+    Ok((top, top_commit))
+}
+
+/// Where each view is.
+pub(crate) async fn checkpoints(connection: &mut PgConnection) -> anyhow::Result<Vec<(&'static View, i64, i64)>> {
+    let rows: Vec<(String, i64, i64)> =
+        sqlx::query_as("select view, position, commit_number from views.checkpoints").fetch_all(connection).await?;
+    let checkpoint = |view: &'static View| {
+        let row = rows.iter().find(|(name, ..)| name == view.name);
+        let (_, position, commit) = row.with_context(|| format!("the view {} has no checkpoint", view.name))?;
+        Ok((view, *position, *commit))
+    };
+    VIEWS.iter().map(checkpoint).collect()
+}
+
+/// Writes a page into views that are all at the position before it.
+async fn write(
+    pool: &PgPool,
+    page: &Page,
+    views: impl Iterator<Item = &'static View> + Clone,
+    from: i64,
+) -> Result<(), ProjectError> {
+    let names: Vec<_> = views.clone().map(|view| view.name).collect();
+    let mut tx = pool.begin().await?;
+    let moved = sqlx::query(
+        "update views.checkpoints set position = $3, commit_number = $4 where view = any($1) and position = $2",
+    )
+    .bind(&names)
+    .bind(from)
+    .bind(page.position)
+    .bind(page.commit)
+    .execute(&mut *tx)
+    .await?;
+    if usize::try_from(moved.rows_affected()).is_ok_and(|moved| moved != names.len()) {
+        return Err(ProjectError::Overtaken);
+    }
+    for view in views {
+        (view.write)(page, &mut tx).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Whether trying again can help: an outage, or another projector. A log that cannot be read will not heal.
+fn is_passing(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<event_feed::FeedError>() {
+        Some(feed) => !feed.is_final(),
+        None => match error.downcast_ref::<PageError>() {
+            Some(PageError::Corrupt { .. } | PageError::NeverBegun(_)) => false,
+            Some(PageError::Store(_)) | None => true,
+        },
+    }
+}
+
+impl Progress {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<i64> {
+        self.0.position.subscribe()
+    }
+
+    pub(crate) fn is_fed(&self) -> bool {
+        self.0.fed.load(Ordering::Relaxed)
+    }
+
+    /// A query has seen the views at this position.
+    pub(crate) fn seen(&self, position: i64) {
+        self.0.position.send_if_modified(|current| {
+            let further = *current < position;
+            *current = position.max(*current);
+            further
+        });
+    }
+
+    fn reached(&self, position: i64) {
+        self.0.fed.store(true, Ordering::Relaxed);
+        self.0.position.send_replace(position);
+    }
+}

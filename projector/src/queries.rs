@@ -1,0 +1,290 @@
+//! What all queries share: their connections, waiting until a view is fresh enough, and who may see what.
+//!
+//! Every answer carries the position that it reflects, read in the same statement as its rows.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use api_contract::{Access, Client, CursorKey, Freshness, Page, Problem, Scope, Seal};
+use axum::Router;
+use axum::extract::FromRef;
+use axum::routing::get;
+use event_feed::{Head, Log, StoreError};
+use ledger_core::{Balance, Currency, PartnerId, Timestamp};
+use runtime::health::Health;
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep, timeout_at};
+use utoipa::OpenApi;
+
+use crate::{Progress, balances, entries, events, options, partners, transactions, wallets};
+
+/// The state of the routes. Cheap to clone.
+#[derive(Clone)]
+pub struct Queries {
+    log: Log,
+    access: Access,
+    cursors: CursorKey,
+    progress: Progress,
+}
+
+/// Something that was looked for, and the position of the view it was looked for in.
+pub(crate) struct Found<T> {
+    pub(crate) position: i64,
+    pub(crate) item: T,
+}
+
+/// Queries at one time; more wait.
+const CONNECTIONS: u32 = 16;
+
+/// How long to wait for a connection before a query counts as failed.
+const CONNECTING: Duration = Duration::from_secs(2);
+
+/// How often the checkpoint is read while someone waits and no task of this process moves it.
+const POLL: Duration = Duration::from_millis(10);
+
+impl Queries {
+    /// `progress` is that of [`crate::follow`] where it runs in the same process, else a new one.
+    pub async fn connect(
+        database_url: &str,
+        access: Access,
+        seal: &Seal,
+        progress: Progress,
+    ) -> Result<Self, sqlx::Error> {
+        // Which filters are given differs from call to call, and so does the best plan.
+        let options = options(database_url)?.options([
+            ("statement_timeout", "2s"),
+            ("default_transaction_read_only", "on"),
+            ("plan_cache_mode", "force_custom_plan"),
+        ]);
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECTING);
+        let log = Log::new(pool.connect_with(options).await?);
+        Ok(Self { log, access, cursors: CursorKey::new(seal), progress })
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        self.log.pool()
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    pub(crate) async fn head(&self) -> Result<Head, Problem> {
+        self.log.head().await.map_err(unreadable)
+    }
+
+    /// Waits until the views are as fresh as they must be.
+    pub(crate) async fn wait(&self, freshness: Freshness) -> Result<(), Problem> {
+        if freshness.min_position.is_none() {
+            return Ok(());
+        }
+        let mut seen = self.progress.subscribe();
+        let head = || async { Ok(self.head().await?.position) };
+        let waited = freshness.wait(&mut seen, head);
+        if self.progress.is_fed() {
+            return waited.await;
+        }
+        tokio::select! {
+            waited = waited => waited,
+            problem = self.poll() => Err(problem),
+        }
+    }
+
+    /// Looks for one thing. What is not there may be on its way: before it counts as absent, the view must have
+    /// reached the head as it was on arrival, so that what was answered 201 is never 404.
+    pub(crate) async fn find<T, F>(
+        &self,
+        freshness: Freshness,
+        absent: &'static str,
+        read: impl Fn() -> F,
+    ) -> Result<Found<T>, Problem>
+    where
+        F: Future<Output = Result<Found<Option<T>>, Problem>>,
+    {
+        let Found { position, item } = read().await?;
+        if let Some(item) = item {
+            return Ok(Found { position, item });
+        }
+        let head = self.head().await?.position;
+        if position < head {
+            self.wait(Freshness { min_position: Some(head), ..freshness }).await?;
+            let Found { position, item } = read().await?;
+            if let Some(item) = item {
+                return Ok(Found { position, item });
+            }
+        }
+        Err(Problem::of(absent))
+    }
+
+    /// Returns once the views have moved beyond a position, or the time is over.
+    pub(crate) async fn moved(&self, position: i64, deadline: Instant) -> Result<(), Problem> {
+        let mut seen = self.progress.subscribe();
+        let moved = async { _ = timeout_at(deadline, seen.wait_for(|reached| position < *reached)).await };
+        if self.progress.is_fed() {
+            moved.await;
+            return Ok(());
+        }
+        tokio::select! {
+            () = moved => Ok(()),
+            problem = self.poll() => Err(problem),
+        }
+    }
+
+    /// The position after which a cursor goes on.
+    pub(crate) fn after(
+        &self,
+        route: &str,
+        partner: Option<PartnerId>,
+        filters: &str,
+        cursor: Option<&str>,
+    ) -> Result<Option<i64>, Problem> {
+        let Some(cursor) = cursor else { return Ok(None) };
+        let last = self.cursors.open(route, partner, filters, cursor)?;
+        last.parse().map(Some).map_err(|_| Problem::of("cursor-invalid"))
+    }
+
+    /// A page of a list from one item more than was asked for, each with its place in the order.
+    pub(crate) fn page<T>(
+        &self,
+        route: &str,
+        partner: Option<PartnerId>,
+        filters: &str,
+        limit: usize,
+        items: Vec<(i64, T)>,
+    ) -> Page<T> {
+        let page =
+            Page::new(items, limit, |(place, _)| self.cursors.seal(route, partner, filters, &place.to_string()));
+        let data = page.data.into_iter().map(|(_, item)| item).collect();
+        Page { data, has_more: page.has_more, next_cursor: page.next_cursor }
+    }
+
+    /// Reads how far the views are, again and again; ends only with a problem.
+    async fn poll(&self) -> Problem {
+        loop {
+            let position = sqlx::query_scalar("select min(position) from checkpoints").fetch_one(self.pool()).await;
+            match position {
+                Ok(position) => self.progress.seen(position),
+                Err(error) => return failed(error),
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+impl FromRef<Queries> for Access {
+    fn from_ref(queries: &Queries) -> Self {
+        queries.access.clone()
+    }
+}
+
+/// Every GET of API.md that reads views or the log, without [`api_contract::layer`].
+pub fn routes(queries: Queries) -> Router {
+    Router::new()
+        .route("/v1/partners", get(partners::list))
+        .route("/v1/partners/{id}", get(partners::show))
+        .route("/v1/wallets", get(wallets::list))
+        .route("/v1/wallets/{id}", get(wallets::show))
+        .route("/v1/wallets/{id}/balance", get(balances::show))
+        .route("/v1/wallets/{id}/entries", get(entries::list))
+        .route("/v1/transactions", get(transactions::list))
+        .route("/v1/transactions/{id}", get(transactions::show))
+        .route("/v1/head", get(events::head))
+        .route("/v1/events", get(events::list))
+        .with_state(queries)
+}
+
+/// What must hold for queries to be answered.
+pub fn health(queries: &Queries) -> Health {
+    let queries = queries.clone();
+    Health::new().check("views", Duration::from_secs(2), move || {
+        let pool = queries.pool().clone();
+        async move { sqlx::query("select from checkpoints").fetch_all(&pool).await.map(|_| ()) }
+    })
+}
+
+/// This service's part of the OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    #[derive(OpenApi)]
+    #[openapi(paths(
+        partners::list,
+        partners::show,
+        wallets::list,
+        wallets::show,
+        balances::show,
+        entries::list,
+        transactions::list,
+        transactions::show,
+        events::head,
+        events::list,
+    ))]
+    struct Document;
+    Document::openapi()
+}
+
+/// Whose things a client may see: its partner's, or everybody's (`None`) for the operator and our own workflows.
+pub(crate) fn visible_to(client: &Client) -> Result<Option<PartnerId>, Problem> {
+    if client.is_admin() || (client.partner.is_none() && client.scopes.allow(Scope::Workflow)) {
+        return Ok(None);
+    }
+    client.partner().map(Some)
+}
+
+/// A statement failed: it took too long, or Postgres is not well.
+pub(crate) fn failed(error: sqlx::Error) -> Problem {
+    match error.as_database_error().and_then(|refusal| refusal.code()).as_deref() {
+        Some("57014") => Problem::of("query-timeout"),
+        _ => Problem::storage(&error),
+    }
+}
+
+/// The log could not be read.
+pub(crate) fn unreadable(error: StoreError) -> Problem {
+    match error {
+        StoreError::Database(error) => failed(error),
+        StoreError::Late(_) => Problem::storage(&error),
+        StoreError::Corrupt(_) => Problem::internal(&error),
+    }
+}
+
+/// A view's checkpoint is a row that the migration made.
+pub(crate) fn no_checkpoint() -> Problem {
+    Problem::storage(&sqlx::Error::RowNotFound)
+}
+
+/// What a view holds cannot be shown.
+pub(crate) fn unfit(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
+    failed(sqlx::Error::Decode(Box::new(error)))
+}
+
+pub(crate) fn timestamp(at: OffsetDateTime) -> Result<Timestamp, Problem> {
+    Timestamp::try_from(at).map_err(unfit)
+}
+
+pub(crate) fn currency(code: &str) -> Result<Currency, Problem> {
+    Currency::from_str(code).map_err(unfit)
+}
+
+/// With all minor digits of its currency, whatever arithmetic has left of them.
+pub(crate) fn balance(mut value: Decimal, currency: Currency) -> Balance {
+    value.rescale(currency.minor_digits());
+    Balance::from(value)
+}
+
+/// One row more than a page has tells whether there is another one.
+pub(crate) fn one_more(limit: usize) -> i64 {
+    i64::try_from(limit).map_or(i64::MAX, |limit| limit + 1)
+}
+
+/// The ends of a range of times, as Postgres takes them.
+pub(crate) fn range(
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+) -> Result<(Option<OffsetDateTime>, Option<OffsetDateTime>), Problem> {
+    if from.zip(to).is_some_and(|(from, to)| to < from) {
+        return Err(Problem::of("time-range-invalid").at("/from", "the range ends before it begins"));
+    }
+    Ok((from.map(Timestamp::date_time), to.map(Timestamp::date_time)))
+}
