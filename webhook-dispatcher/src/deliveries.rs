@@ -91,10 +91,18 @@ pub(crate) struct DeliveriesQuery {
     wait_ms: Option<WaitMs>,
 }
 
-/// Lists a webhook endpoint's deliveries, the latest first.
+/// List the deliveries of a webhook endpoint
+///
+/// The latest first.
 #[utoipa::path(
-    get, path = "/v1/webhooks/{id}/deliveries", tag = "webhooks", params(("id" = String, Path), DeliveriesQuery),
-    responses((status = 200, body = Page<DeliveryBody>), (status = 404, description = "webhook-not-found"))
+    get,
+    path = "/v1/webhooks/{id}/deliveries",
+    operation_id = "listDeliveries",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:read"])),
+    params(("id" = String, Path, example = "whk_0192f0c1-2d3e-7abc-8def-0123456789ab"), DeliveriesQuery),
+    responses((status = 200, description = "A page of deliveries.", body = Page<DeliveryBody>)),
+    extensions(("x-problems" = json!(["webhook-not-found", "cursor-invalid", "limit-out-of-range", "storage-unavailable", "projection-behind", "position-unknown"]))),
 )]
 pub(crate) async fn list(
     State(dispatcher): State<Dispatcher>,
@@ -142,10 +150,18 @@ pub(crate) async fn list(
     Ok((position, axum::Json(page)))
 }
 
-/// Shows a delivery with its attempts.
+/// Get a delivery
+///
+/// With its attempts.
 #[utoipa::path(
-    get, path = "/v1/deliveries/{id}", tag = "webhooks", params(("id" = String, Path), ReadQuery),
-    responses((status = 200, body = DeliveryBody), (status = 404, description = "delivery-not-found"))
+    get,
+    path = "/v1/deliveries/{id}",
+    operation_id = "getDelivery",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:read"])),
+    params(("id" = String, Path, example = "dlv_0192f0c1-2d3e-7abc-8def-0123456789ab"), ReadQuery),
+    responses((status = 200, description = "The delivery.", body = DeliveryBody)),
+    extensions(("x-problems" = json!(["delivery-not-found", "storage-unavailable", "projection-behind", "position-unknown"]))),
 )]
 pub(crate) async fn show(
     State(dispatcher): State<Dispatcher>,
@@ -160,13 +176,19 @@ pub(crate) async fn show(
     Ok((position, axum::Json(body)))
 }
 
-/// Sends a delivery again.
+/// Send a delivery again
 ///
 /// One that is delivered, dead or held is due at once, with a fresh schedule; one that is due anyway stays as it is.
+/// While its endpoint is disabled nothing is sent.
 #[utoipa::path(
-    post, path = "/v1/deliveries/{id}/redeliver", tag = "webhooks", params(("id" = String, Path)),
-    responses((status = 202, body = DeliveryBody), (status = 404, description = "delivery-not-found"),
-              (status = 409, description = "invalid-transition: the webhook is disabled"))
+    post,
+    path = "/v1/deliveries/{id}/redeliver",
+    operation_id = "redeliver",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:write"])),
+    params(("id" = String, Path, example = "dlv_0192f0c1-2d3e-7abc-8def-0123456789ab")),
+    responses((status = 202, description = "It is due.", body = DeliveryBody)),
+    extensions(("x-problems" = json!(["delivery-not-found", "invalid-transition", "storage-unavailable"]))),
 )]
 pub(crate) async fn redeliver(
     State(dispatcher): State<Dispatcher>,

@@ -270,28 +270,9 @@ async fn record_attempt(
     attempted: &Attempted,
     wait: Option<Duration>,
 ) -> Result<(), sqlx::Error> {
-    let answer = attempted.answer.as_ref();
-    let recorded = sqlx::query(
-        "update webhooks.attempts
-         set outcome = $3, status_code = $4, latency_ms = $5, response_body = $6, response_truncated = $7, detail = $8
-         where delivery_id = $1 and number = $2 and outcome is null",
-    )
-    .bind(due.delivery)
-    .bind(due.number)
-    .bind(attempted.outcome.word())
-    .bind(attempted.status.map(|status| i16::try_from(status.as_u16()).expect("a status has three digits")))
-    .bind(i32::try_from(attempted.latency.as_millis()).unwrap_or(i32::MAX))
-    .bind(answer.map(|answer| answer.body.as_slice()))
-    .bind(answer.map(|answer| answer.truncated))
-    .bind(attempted.detail.as_deref())
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
-    if recorded == 0 {
-        return Ok(()); // declared unknown meanwhile, or recorded by an earlier call whose answer was lost
-    }
-    // What was held back meanwhile stays so, unless it has arrived after all.
-    sqlx::query(
+    // The delivery before its attempt, here as in claiming. What was held back meanwhile stays so, unless it has arrived
+    // after all.
+    let ours = sqlx::query(
         "update webhooks.deliveries
          set in_flight = false,
              possible_duplicate = possible_duplicate or $3,
@@ -306,6 +287,26 @@ async fn record_attempt(
     .bind(attempted.outcome.may_have_arrived())
     .bind(attempted.outcome == Outcome::Delivered)
     .bind(wait.map(interval))
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    if ours == 0 {
+        return Ok(()); // declared unknown meanwhile, or recorded by an earlier call whose answer was lost
+    }
+    let answer = attempted.answer.as_ref();
+    sqlx::query(
+        "update webhooks.attempts
+         set outcome = $3, status_code = $4, latency_ms = $5, response_body = $6, response_truncated = $7, detail = $8
+         where delivery_id = $1 and number = $2",
+    )
+    .bind(due.delivery)
+    .bind(due.number)
+    .bind(attempted.outcome.word())
+    .bind(attempted.status.map(|status| i16::try_from(status.as_u16()).expect("a status has three digits")))
+    .bind(i32::try_from(attempted.latency.as_millis()).unwrap_or(i32::MAX))
+    .bind(answer.map(|answer| answer.body.as_slice()))
+    .bind(answer.map(|answer| answer.truncated))
+    .bind(attempted.detail.as_deref())
     .execute(tx)
     .await?;
     Ok(())

@@ -106,12 +106,18 @@ impl ReadQuery {
     }
 }
 
-/// Registers a webhook endpoint.
+/// Register a webhook endpoint
 ///
 /// It is told about events from the head of the log on, whose position is answered.
 #[utoipa::path(
-    post, path = "/v1/webhooks", tag = "webhooks", request_body = NewWebhook,
-    responses((status = 201, body = WebhookBody), (status = 422, description = "webhook-url-forbidden, invalid-field, too-many-items"))
+    post,
+    path = "/v1/webhooks",
+    operation_id = "registerWebhook",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:write"])),
+    request_body = NewWebhook,
+    responses((status = 201, description = "The endpoint, and its secret.", body = WebhookBody)),
+    extensions(("x-problems" = json!(["webhook-url-forbidden", "too-many-items", "storage-unavailable"]))),
 )]
 pub(crate) async fn register(
     State(dispatcher): State<Dispatcher>,
@@ -155,9 +161,18 @@ pub(crate) async fn register(
     Ok((StatusCode::CREATED, Position(row.try_get("position")?), location, NO_STORE, axum::Json(body)))
 }
 
-/// Lists webhook endpoints, in the order of their registration.
+/// List webhook endpoints
+///
+/// In the order of their registration.
 #[utoipa::path(
-    get, path = "/v1/webhooks", tag = "webhooks", params(ListQuery), responses((status = 200, body = Page<WebhookBody>))
+    get,
+    path = "/v1/webhooks",
+    operation_id = "listWebhooks",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:read"])),
+    params(ListQuery),
+    responses((status = 200, description = "A page of endpoints.", body = Page<WebhookBody>)),
+    extensions(("x-problems" = json!(["cursor-invalid", "limit-out-of-range", "storage-unavailable", "projection-behind", "position-unknown"]))),
 )]
 pub(crate) async fn list(
     State(dispatcher): State<Dispatcher>,
@@ -188,10 +203,16 @@ pub(crate) async fn list(
     Ok((position, axum::Json(page)))
 }
 
-/// Shows a webhook endpoint.
+/// Get a webhook endpoint
 #[utoipa::path(
-    get, path = "/v1/webhooks/{id}", tag = "webhooks", params(("id" = String, Path), ReadQuery),
-    responses((status = 200, body = WebhookBody), (status = 404, description = "webhook-not-found"))
+    get,
+    path = "/v1/webhooks/{id}",
+    operation_id = "getWebhook",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:read"])),
+    params(("id" = String, Path, example = "whk_0192f0c1-2d3e-7abc-8def-0123456789ab"), ReadQuery),
+    responses((status = 200, description = "The endpoint.", body = WebhookBody)),
+    extensions(("x-problems" = json!(["webhook-not-found", "storage-unavailable", "projection-behind", "position-unknown"]))),
 )]
 pub(crate) async fn show(
     State(dispatcher): State<Dispatcher>,
@@ -214,13 +235,19 @@ pub(crate) async fn show(
     Ok((Position(row.try_get("position")?), axum::Json(read(&row)?)))
 }
 
-/// Changes a webhook endpoint.
+/// Change a webhook endpoint
 ///
 /// Disabling holds what has not been delivered yet. Enabling begins anew at the head of the log.
 #[utoipa::path(
-    patch, path = "/v1/webhooks/{id}", tag = "webhooks", params(("id" = String, Path)), request_body = WebhookChange,
-    responses((status = 200, body = WebhookBody), (status = 404, description = "webhook-not-found"),
-              (status = 422, description = "webhook-url-forbidden, invalid-field"))
+    patch,
+    path = "/v1/webhooks/{id}",
+    operation_id = "changeWebhook",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:write"])),
+    params(("id" = String, Path, example = "whk_0192f0c1-2d3e-7abc-8def-0123456789ab")),
+    request_body = WebhookChange,
+    responses((status = 200, description = "The endpoint as it is now.", body = WebhookBody)),
+    extensions(("x-problems" = json!(["webhook-not-found", "webhook-url-forbidden", "storage-unavailable"]))),
 )]
 pub(crate) async fn change(
     State(dispatcher): State<Dispatcher>,
@@ -261,10 +288,18 @@ pub(crate) async fn change(
     Ok((Position(row.try_get("position")?), axum::Json(read(&row)?)))
 }
 
-/// Deletes a webhook endpoint. What has not been delivered yet never will be.
+/// Delete a webhook endpoint
+///
+/// What has not been delivered yet never will be.
 #[utoipa::path(
-    delete, path = "/v1/webhooks/{id}", tag = "webhooks", params(("id" = String, Path)),
-    responses((status = 204), (status = 404, description = "webhook-not-found"))
+    delete,
+    path = "/v1/webhooks/{id}",
+    operation_id = "deleteWebhook",
+    tag = "webhooks",
+    security(("bearer" = ["webhooks:write"])),
+    params(("id" = String, Path, example = "whk_0192f0c1-2d3e-7abc-8def-0123456789ab")),
+    responses((status = 204, description = "It is deleted.")),
+    extensions(("x-problems" = json!(["webhook-not-found", "storage-unavailable"]))),
 )]
 pub(crate) async fn delete(
     State(dispatcher): State<Dispatcher>,

@@ -166,6 +166,18 @@ pub fn health(dispatcher: &Dispatcher) -> Health {
     })
 }
 
+/// For those who write a receiver.
+const ABOUT: &str = "How partners are told what has happened.\n\n\
+    Each event is a POST of `{eventId, eventType, createdAt, sequence, ledgerPosition, data}` to the registered URL, where \
+    `data` is the transaction or wallet as of that event and `sequence` has no gaps per endpoint. Answer 2xx within 15 s; \
+    anything else is tried again after 1 m, 5 m, 15 m, 1 h and 6 h, then it is a dead letter that can be redelivered. \
+    410 disables the endpoint; 429 with `Retry-After` pauses it, for six hours at most.\n\n\
+    Headers: `X-Daybook-Event`, `X-Daybook-Delivery`, `X-Daybook-Attempt` (from 1), `X-Daybook-Signature: sha256=<hex>` \
+    (HMAC-SHA256 of the raw body, keyed with the secret as shown), and those of Standard Webhooks: `webhook-id` (the \
+    `eventId`, the same on each attempt), `webhook-timestamp`, `webhook-signature: v1,<base64>` (HMAC-SHA256 of \
+    `{id}.{timestamp}.{body}`, keyed with what the Base64 after `whsec_` stands for). `X-Daybook-Possible-Duplicate: true` \
+    says that an earlier attempt may have arrived. Order is not promised, and an event may come more than once.";
+
 /// This service's part of the OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     #[derive(OpenApi)]
@@ -178,7 +190,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         deliveries::list,
         deliveries::show,
         deliveries::redeliver,
-    ))]
+    ), tags((name = "webhooks", description = ABOUT)))]
     struct Document;
     Document::openapi()
 }

@@ -188,3 +188,21 @@ async fn lists_go_on_where_their_cursor_says_and_fifty_endpoints_are_the_most() 
     }
     assert_eq!(listed, registered);
 }
+
+#[tokio::test]
+async fn every_described_route_is_served_and_for_those_with_a_token_alone() {
+    let system = System::start_without_dispatching("1s").await;
+    let stranger = system.partner().await.without_token();
+    let document = serde_json::to_value(webhook_dispatcher::openapi()).unwrap();
+    let mut routes = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{id}", "whk_0192f0c1-2d3e-7abc-8def-0123456789ab");
+        for method in operations.as_object().unwrap().keys() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let refusal = refused(&stranger, method.clone(), &path, Value::Null).await;
+            assert_eq!(refusal, (401, "unauthenticated".to_owned()), "{method} {path}");
+            routes += 1;
+        }
+    }
+    assert_eq!(routes, 8);
+}

@@ -240,13 +240,20 @@ impl Partner {
         Caller::Partner { partner: self.id, user: None }
     }
 
+    pub(crate) fn without_token(self) -> Self {
+        Self { token: String::new(), ..self }
+    }
+
     /// The same client at another address.
     pub(crate) fn at(&self, base: String) -> Self {
         Self { id: self.id, token: self.token.clone(), http: self.http.clone(), base }
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
         if let Some(body) = body {
             request = request.json(&body);
         }
