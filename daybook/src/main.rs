@@ -1,1 +1,82 @@
-fn main() {}
+//! The whole system in one process, and the command line of those who run and check it.
+//!
+//! `daybook` alone is `daybook up`. Every command is one file; what a command does is in the crate it calls.
+//! Nothing else may depend on this crate.
+#![expect(
+    clippy::print_stdout,
+    reason = "the command line answers on standard output; its services log to standard error"
+)]
+
+mod audit;
+mod connection;
+mod export;
+mod installation;
+mod migrate;
+mod progress;
+mod rebuild;
+mod receive;
+mod up;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// An event-sourced wallet ledger that can prove itself.
+#[derive(Debug, Parser)]
+#[command(name = "daybook", version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts the whole system on a private Postgres and NATS, and prints its URL. The default.
+    Up(up::Options),
+    /// Makes a database ready for services that are started each by itself; `up` does it on its own.
+    Migrate(migrate::Options),
+    /// Re-derives everything from the log and checks it; names the first bad position.
+    Audit(audit::Options),
+    /// Writes the whole log to a file that anyone can check.
+    Export(export::Options),
+    /// Checks an export: hashes, chain and balances. Needs no database.
+    Verify(verify::Options),
+    /// Rebuilds views from the log, beside the running ones, and says whether they differed.
+    Rebuild(rebuild::Options),
+    /// Receives webhooks, checks their signatures and prints them: a receiver to try things with.
+    Receive(receive::Options),
+}
+
+fn main() -> ExitCode {
+    // `daybook` alone, and `daybook --listen …`, mean `daybook up`.
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let wants_up = arguments.get(1).is_none_or(|first| {
+        let first = first.to_string_lossy();
+        first.starts_with("--") && !["--help", "--version"].contains(&&*first)
+    });
+    if wants_up {
+        arguments.insert(1.min(arguments.len()), "up".into());
+    }
+    let options = Options::parse_from(arguments);
+    // For HTTPS to webhook receivers; nothing else speaks TLS before this.
+    rustls::crypto::ring::default_provider().install_default().expect("installed once, here");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(options)));
+    done.unwrap_or_else(|error| {
+        eprintln!("daybook: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    match options.command {
+        Command::Up(options) => up::run(options).await,
+        Command::Migrate(options) => migrate::run(options).await,
+        Command::Audit(options) => audit::run(options).await,
+        Command::Export(options) => export::run(options).await,
+        Command::Verify(options) => verify::run(options),
+        Command::Rebuild(options) => rebuild::run(options).await,
+        Command::Receive(options) => receive::run(options).await,
+    }
+}
