@@ -3,7 +3,9 @@
 //! One row per entry makes this the dearest view to write, so a row is lean, and there is no index beside its key.
 //! The statement of one wallet is read along that key; filters are looked at on the way.
 
-use api_contract::{Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs};
+use api_contract::{
+    Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs,
+};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;

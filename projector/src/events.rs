@@ -242,7 +242,9 @@ fn aggregate(id: String) -> Result<(&'static str, String), Problem> {
     } else if id.parse::<CommandId>().is_ok() {
         "command"
     } else {
-        return Err(Problem::of("invalid-id").at("/aggregate", "expected the id of a wallet, transaction, partner or command"));
+        return Err(
+            Problem::of("invalid-id").at("/aggregate", "expected the id of a wallet, transaction, partner or command")
+        );
     };
     Ok((kind, id))
 }
@@ -252,6 +254,8 @@ impl<'de> Deserialize<'de> for EventsLimit {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let limit = text.parse().ok().filter(|limit| digits && (1..=1000).contains(limit));
-        limit.map(Self).ok_or_else(|| refuse::<D::Error>("limit-out-of-range", "expected a whole number from 1 to 1000"))
+        limit
+            .map(Self)
+            .ok_or_else(|| refuse::<D::Error>("limit-out-of-range", "expected a whole number from 1 to 1000"))
     }
 }

@@ -3,13 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use api_contract::TransactionBody;
 use event_feed::{Commit, Log, StoreError};
-use ledger_core::{CorruptEvent, Entry, Event, Instruction, Timestamp, Transaction, TransactionEvent, TransactionId};
+use ledger_core::{CorruptEvent, Entry, Event, Instruction, Timestamp, TransactionEvent, TransactionId};
 use sqlx::PgPool;
 use time::OffsetDateTime;
-
-use api_contract::TransactionBody;
-use cqrs_es::Aggregate;
 
 /// Whole commits, contiguous.
 pub(crate) struct Page {
@@ -132,6 +130,9 @@ impl<'p> Step<'p> {
     }
 }
 
+/// The aggregate type of transactions in the log.
+const TRANSACTION: &str = "transaction";
+
 /// Reads the first events of transactions from the log.
 async fn begin(
     pool: &PgPool,
@@ -143,13 +144,13 @@ async fn begin(
         "select aggregate_id, event_type, event_version, payload::text, position, recorded_at, key_hash
          from ledger.events where aggregate_type = $1 and aggregate_id = any($2) and sequence = 1",
     )
-    .bind(Transaction::TYPE)
+    .bind(TRANSACTION)
     .bind(ids.iter().map(ToString::to_string).collect::<Vec<_>>())
     .fetch_all(pool)
     .await
     .map_err(StoreError::from)?;
     for (aggregate_id, event_type, event_version, payload, position, recorded_at, key_hash) in rows {
-        let event = Event::read(Transaction::TYPE, &aggregate_id, &event_type, &event_version, &payload)
+        let event = Event::read(TRANSACTION, &aggregate_id, &event_type, &event_version, &payload)
             .map_err(|source| PageError::Corrupt { position, source })?;
         let Event::Transaction(id, event) = event else { continue };
         let recorded_at = Timestamp::try_from(recorded_at).map_err(|error| StoreError::Corrupt(error.to_string()))?;
@@ -167,9 +168,9 @@ trait HasInstruction {
 impl HasInstruction for TransactionEvent {
     fn instruction(&self) -> Option<&Arc<Instruction>> {
         match self {
-            Self::Posted { instruction, .. } | Self::Requested { instruction, .. } | Self::Declined { instruction, .. } => {
-                Some(instruction)
-            }
+            Self::Posted { instruction, .. }
+            | Self::Requested { instruction, .. }
+            | Self::Declined { instruction, .. } => Some(instruction),
             Self::Settled { .. } | Self::Failed { .. } | Self::Expired { .. } => None,
         }
     }

@@ -1,6 +1,8 @@
 //! Partners, for the operator.
 
-use api_contract::{Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs, WalletBody};
+use api_contract::{
+    Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs, WalletBody,
+};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;

@@ -121,7 +121,8 @@ async fn session(
 /// Brings views that are behind the others, such as new ones, to where the others are; answers where that is.
 async fn level(pool: &PgPool, log: &Log) -> anyhow::Result<(i64, i64)> {
     let checkpoints = checkpoints(&mut *pool.acquire().await?).await?;
-    let (top, top_commit) = checkpoints.iter().map(|(_, position, commit)| (*position, *commit)).max().unwrap_or_default();
+    let (top, top_commit) =
+        checkpoints.iter().map(|(_, position, commit)| (*position, *commit)).max().unwrap_or_default();
     for (view, mut position, mut commit) in checkpoints {
         if position < top {
             tracing::info!(view = view.name, position, to = top, "a view catches up with the others");

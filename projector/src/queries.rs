@@ -155,8 +155,7 @@ impl Queries {
         limit: usize,
         items: Vec<(i64, T)>,
     ) -> Page<T> {
-        let page =
-            Page::new(items, limit, |(place, _)| self.cursors.seal(route, partner, filters, &place.to_string()));
+        let page = Page::new(items, limit, |(place, _)| self.cursors.seal(route, partner, filters, &place.to_string()));
         let data = page.data.into_iter().map(|(_, item)| item).collect();
         Page { data, has_more: page.has_more, next_cursor: page.next_cursor }
     }

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use api_contract::{
-    Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, TransactionBody, WaitMs,
-    key_hash,
+    Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, TransactionBody,
+    WaitMs, key_hash,
 };
 use axum::Json;
 use axum::extract::State;

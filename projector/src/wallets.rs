@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 
-use api_contract::{Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs, WalletBody};
+use api_contract::{
+    Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, WaitMs, WalletBody,
+};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
