@@ -21,6 +21,7 @@ use crate::{
     data_directory::User,
     nats,
     postgres::{connect, with_database},
+    programs,
 };
 
 /// A database of one test. It is not removed before the server is.
@@ -62,6 +63,12 @@ pub async fn stack() -> &'static Stack {
 /// A client of this test process' bus, with the administrator's rights, on the caller's runtime.
 pub async fn nats() -> async_nats::Client {
     nats::connect(stack().await.nats_url()).await.expect("the private nats-server answers its own process")
+}
+
+/// The nats-server that tests run, for a test that starts one with a configuration of its own.
+pub async fn nats_program() -> std::path::PathBuf {
+    let found = programs::nats(None, &Options::default()).await;
+    found.expect("a test needs a nats-server; this is why there is none").path
 }
 
 /// A database of the test's own, cloned from a template.
