@@ -33,7 +33,7 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Followers never need the bus's past: these only bound what it may take.
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
-const BYTES_MAX: i64 = 64 * 1024 * 1024;
+const BYTES_MAX: i64 = 32 * 1024 * 1024;
 
 /// How long the bus may take to answer anything.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -315,7 +315,8 @@ async fn a_message_lost_while_idle_is_found_within_a_second() {
     let appended = Instant::now();
     let lost = ledger.append(1, 10).await;
     follower.has(lost).await;
-    assert!(appended.elapsed() < Duration::from_millis(1_200), "{:?}", appended.elapsed());
+    // A follower looks twice a second; the rest is for a busy machine.
+    assert!(appended.elapsed() < Duration::from_millis(1_500), "{:?}", appended.elapsed());
 }
 
 #[tokio::test]
