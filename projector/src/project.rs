@@ -84,7 +84,9 @@ pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) 
             progress.0.fed.store(false, Ordering::Relaxed);
             return Err(error);
         }
-        if !std::mem::replace(&mut told, true) {
+        if matches!(error.downcast_ref(), Some(ProjectError::Overtaken)) {
+            tracing::debug!("another projector is at work");
+        } else if !std::mem::replace(&mut told, true) {
             tracing::warn!(error = format!("{error:#}"), "projecting is interrupted; it is tried again until it works");
         }
         tokio::select! {

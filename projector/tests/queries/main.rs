@@ -6,6 +6,7 @@
 mod fresh;
 mod lists;
 mod log;
+mod outage;
 mod past;
 mod rebuilding;
 mod seeing;

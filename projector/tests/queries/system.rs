@@ -6,7 +6,7 @@ use std::time::Duration;
 use api_contract::{Access, NewClient, Scopes, Seal, Secret, key_hash};
 use event_feed::{FeedSettings, Log};
 use ledger_core::*;
-use ledger_engine::{Ledger, Receipt};
+use ledger_engine::{CommandError, Ledger, Receipt};
 use local_stack::testing;
 use projector::{Progress, Queries, Settings};
 use reqwest::StatusCode;
@@ -60,9 +60,14 @@ impl System {
     /// Everything but the projecting task.
     pub(crate) async fn start_without_projecting() -> Self {
         let database = testing::database(|url| async move { migrations::run(&url).await }).await;
-        let database_url = database.url().to_owned();
-        let nats_url = testing::stack().await.nats_url().to_owned();
-        let feed = FeedSettings { nats_url: Some(nats_url), stream: format!("daybook-{}", database.name()) };
+        let nats_url = testing::stack().await.nats_url();
+        Self::on(database.url(), nats_url, format!("daybook-{}", database.name())).await
+    }
+
+    /// On a migrated database and a stream that nobody else uses; without the projecting task.
+    pub(crate) async fn on(database_url: &str, nats_url: &str, stream: String) -> Self {
+        let database_url = database_url.to_owned();
+        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream };
         let ledger = Ledger::start(&database_url, ledger_engine::Settings::default()).await.unwrap();
         let access = Access::connect(&database_url, seal()).await.unwrap();
         let shutdown = Shutdown::new();
@@ -96,6 +101,12 @@ impl System {
         let (stop, task) = self.projecting.take().unwrap();
         stop.trigger();
         task.await.unwrap().unwrap();
+    }
+
+    /// Waits for the projecting task to end by itself.
+    pub(crate) async fn projecting_ended(&mut self) -> anyhow::Error {
+        let (_, task) = self.projecting.take().unwrap();
+        tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap().unwrap_err()
     }
 
     pub(crate) async fn partner(&self) -> Caller {
@@ -163,6 +174,27 @@ impl System {
         amount: &str,
         change: impl FnOnce(&mut Instruction),
     ) -> Receipt {
+        self.transfer_command(partner, from, to, amount, change).await.unwrap()
+    }
+
+    pub(crate) async fn try_transfer(
+        &self,
+        partner: &Caller,
+        from: WalletId,
+        to: WalletId,
+        amount: &str,
+    ) -> Result<Receipt, CommandError> {
+        self.transfer_command(partner, from, to, amount, |_| {}).await
+    }
+
+    async fn transfer_command(
+        &self,
+        partner: &Caller,
+        from: WalletId,
+        to: WalletId,
+        amount: &str,
+        change: impl FnOnce(&mut Instruction),
+    ) -> Result<Receipt, CommandError> {
         let mut instruction = instruction(partner, TransactionKind::Transfer, from, amount);
         instruction.to_wallet_id = Some(to);
         change(&mut instruction);
@@ -175,7 +207,7 @@ impl System {
             action: Action::Transfer { transaction, instruction: Arc::new(instruction) },
             metadata: "{}".into(),
         };
-        self.ledger.execute(command).await.unwrap()
+        self.ledger.execute(command).await
     }
 
     pub(crate) async fn request_top_up(&self, partner: &Caller, wallet: WalletId, amount: &str) -> TransactionId {
