@@ -23,6 +23,7 @@ use ledger_core::{CommandEvent, CommandId, Event, Failure, NewEvent, Timestamp};
 use local_stack::testing;
 use runtime::shutdown::Shutdown;
 use serde_json::Value;
+use sqlx::Connection;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -480,6 +481,37 @@ async fn daybook_migrate_makes_an_empty_database_ready_and_lets_the_named_client
     assert!(access.issue(id, &Secret::new("another")).await.is_err());
 }
 
+#[tokio::test]
+async fn a_login_that_is_a_member_of_a_services_roles_alone_may_act_as_these_and_as_no_other() {
+    let database = testing::database(|url| async move { migrations::run(&url).await }).await;
+    let mut connection = sqlx::PgConnection::connect(database.url()).await.unwrap();
+    let all = [
+        "daybook_reader",
+        "daybook_ledger",
+        "daybook_access",
+        "daybook_projector",
+        "daybook_webhooks",
+        "daybook_workflows",
+    ];
+    // As SECURITY.md names them. Whoever follows the log is a reader by way of its own role.
+    for (login, roles, may) in [
+        ("house_command_api", "daybook_ledger, daybook_access", [true, true, true, false, false, false]),
+        ("house_relay", "daybook_reader", [true, false, false, false, false, false]),
+        ("house_projector", "daybook_projector, daybook_access", [true, false, true, true, false, false]),
+        ("house_dispatcher", "daybook_webhooks, daybook_access", [true, false, true, false, true, false]),
+        ("house_workflows", "daybook_workflows", [true, false, false, false, false, true]),
+    ] {
+        let create = format!("create role {login} login password 'house' in role {roles}");
+        sqlx::query(&create).execute(&mut connection).await.unwrap();
+        let (_, address) = database.url().rsplit_once('@').unwrap();
+        let url = format!("postgres://{login}:house@{address}");
+        for (role, may) in all.into_iter().zip(may) {
+            let connected = event_store::connect(&url, role, 1).await;
+            assert_eq!(connected.is_ok(), may, "{login} as {role}: {:?}", connected.err());
+        }
+    }
+}
+
 #[test]
 fn every_service_of_compose_yaml_starts_a_binary_of_ours_with_options_that_it_knows_and_all_that_it_needs() {
     let services = services(&read("compose.yaml"));
@@ -599,7 +631,6 @@ fn options(help: &str) -> Vec<HelpOption> {
 }
 
 async fn empty_database(name: &str) -> String {
-    use sqlx::Connection;
     let url = testing::stack().await.database_url();
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
     sqlx::query(&format!("create database {name}")).execute(&mut connection).await.unwrap();
