@@ -29,7 +29,7 @@ async fn after_crashes_of_postgres_and_nats_the_views_are_again_what_the_log_say
     let shown = || async { partner.call(&path).await };
     eventually("the views are back", shown, |answer| answer.status == 200 && answer.json()["balance"] == "20.00").await;
     let again = || async { system.try_transfer(&partner, from, to, "1.00").await };
-    eventually("the ledger writes again", again, Result::is_ok).await;
+    eventually("the ledger writes again", again, Result::is_ok).await.unwrap();
     system.caught_up().await;
     stack.start_nats().await.unwrap();
     system.transfer(&partner, from, to, "1.00").await;
