@@ -3,14 +3,16 @@
 //! The commit row is the only place where two writers meet. The second waits for the first one's row and then
 //! fails on its number; the foreign key to the previous commit refuses a gap, a fork, and a writer whose head is
 //! not in this log. So no session lock, lease or sequence carries correctness here. Fairness is a second matter:
-//! a writer that lost takes `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again.
+//! a writer that lost takes `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again. Since all others wait
+//! for that row, the server takes it back from a holder that has gone quiet.
 //!
 //! Left out: what to do about a failure. That is `ledger-engine`'s.
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use ledger_core::Key;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use tokio::time::timeout;
 
 use crate::hash::Hash;
@@ -18,6 +20,14 @@ use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options};
 
 /// How long an append may take before its outcome counts as unknown.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the server lets one statement wait or work, in milliseconds. Less than [`PATIENCE`]: what we have given up is
+/// over there too, and no backends pile up that wait for writers which are gone.
+const STATEMENT_MILLIS: u32 = 5_000;
+
+/// How long the server lets the holder of the turn be quiet, in milliseconds. One that was paused, or cut off from the
+/// network, would hold up all others; it has lost nothing but its turn.
+const QUIET_MILLIS: u32 = 3_000;
 
 /// One connection that appends. Reads that a decision needs go over it too.
 #[derive(Debug)]
@@ -32,8 +42,8 @@ pub enum AppendError {
     /// Another commit has this number: read the tail and decide again.
     #[error("another commit took the number")]
     Lost,
-    /// A command with one of these keys is in the log already.
-    #[error("a key is in use")]
+    /// A command with one of these keys, or one of these very events, is in the log already.
+    #[error("a key or an event's place is in use")]
     KeyTaken,
     /// The commit that this one follows is not in the log: the log is not the one that was read.
     #[error("the log went back: the head is not in it")]
@@ -41,7 +51,10 @@ pub enum AppendError {
     /// It may be in the log or not, or come in later. Settle it by sending the identical commit again.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
-    /// The database refused it, and it is not in the log.
+    /// This attempt has done nothing. If the commit was sent before, that says nothing about the earlier attempt.
+    #[error("not done: {0}")]
+    NotDone(#[source] StoreError),
+    /// The log refuses what is in it, and would refuse it every time: it is not in the log and never will be.
     #[error("refused by the database: {0}")]
     Rejected(#[source] sqlx::Error),
 }
@@ -54,7 +67,7 @@ impl Writer {
     /// Appends one commit. After [`Writer::take_turn`] it ends that turn, whatever comes of it.
     pub async fn append(&mut self, commit: &Commit) -> Result<(), AppendError> {
         let had_turn = std::mem::take(&mut self.has_turn);
-        let connection = self.connection().await.map_err(|error| AppendError::Unknown(error.to_string()))?;
+        let connection = self.connection().await.map_err(AppendError::NotDone)?;
         let append = async {
             insert(connection, commit).await?;
             if had_turn {
@@ -93,6 +106,11 @@ impl Writer {
         tail
     }
 
+    /// Whether nobody else can append now. A connection that was lost took the turn with it.
+    pub fn has_turn(&self) -> bool {
+        self.has_turn
+    }
+
     pub async fn give_turn_back(&mut self) {
         if std::mem::take(&mut self.has_turn)
             && let Some(connection) = &mut self.connection
@@ -124,10 +142,19 @@ impl Writer {
         within(log::stream(connection, aggregate_type, aggregate_id, i64::MAX)).await
     }
 
-    /// See [`Log::commands_of_keys`].
-    pub async fn commands_of_keys(&mut self, keys: &[[u8; 16]]) -> Result<Vec<RecordedEvent>, StoreError> {
+    /// Which of these keys the log knows, and what each was used for.
+    pub async fn known_keys(&mut self, keys: &[[u8; 16]]) -> Result<Vec<Key>, StoreError> {
         let connection = self.connection().await?;
-        within(log::commands_of_keys(connection, keys)).await
+        let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
+        let query = sqlx::query("select key_hash, request_hash from ledger.events where key_hash = any($1)").bind(keys);
+        let rows = within(query.fetch_all(connection)).await?;
+        let key = |row: &sqlx::postgres::PgRow| {
+            Ok(Key {
+                hash: crate::record::sized("key_hash", row.try_get("key_hash")?)?,
+                request: crate::record::sized("request_hash", row.try_get("request_hash")?)?,
+            })
+        };
+        rows.iter().map(key).collect()
     }
 
     /// Forgets the connection: the next call makes a new one. An open turn is lost with it.
@@ -146,28 +173,36 @@ impl Writer {
     async fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
         if self.connection.is_none() {
             self.has_turn = false;
-            self.connection = Some(within(self.options.connect()).await?);
+            let options = self.options.clone().options([
+                ("statement_timeout", STATEMENT_MILLIS),
+                ("idle_in_transaction_session_timeout", QUIET_MILLIS),
+            ]);
+            self.connection = Some(within(options.connect()).await?);
         }
         Ok(self.connection.as_mut().expect("connected above"))
     }
 
     /// Sorts an error by what is known about the commit, and leaves the connection clean.
     async fn failed(&mut self, had_turn: bool, error: sqlx::Error) -> AppendError {
-        let Some(refusal) = error.as_database_error() else {
+        let refusal = error.as_database_error().and_then(|refusal| refusal.try_downcast_ref::<PgDatabaseError>());
+        // An ERROR ends the statement and takes back all that its transaction did. FATAL and PANIC end the connection,
+        // perhaps in the middle of the commit; class 08 and 40003 are what something in between says of that.
+        let Some(refusal) = refusal.filter(|refusal| {
+            matches!(refusal.severity(), PgSeverity::Error)
+                && !refusal.code().starts_with("08")
+                && refusal.code() != "40003"
+        }) else {
             self.connection = None;
             return AppendError::Unknown(error.to_string());
         };
-        let sorted = match (refusal.code().as_deref(), refusal.constraint()) {
-            (Some("23505"), Some("commits_pkey" | "commits_head")) => AppendError::Lost,
-            (Some("23505"), Some("events_key")) => AppendError::KeyTaken,
-            (Some("23503"), Some("commits_previous")) => AppendError::WentBack,
-            // Class 57, operator intervention, and class 08, connection: the server is going away, perhaps in the
-            // middle of the commit.
-            (Some(code), _) if code.starts_with("57") || code.starts_with("08") => {
-                self.connection = None;
-                return AppendError::Unknown(error.to_string());
-            }
-            _ => AppendError::Rejected(error),
+        let sorted = match (refusal.code(), refusal.constraint()) {
+            ("23505", Some("commits_pkey" | "commits_head")) => AppendError::Lost,
+            // An event's place is looked at before its key: a command that comes again with the same ids meets that first.
+            ("23505", Some("events_key" | "events_stream")) => AppendError::KeyTaken,
+            ("23503", Some("commits_previous")) => AppendError::WentBack,
+            // Class 22, data, and class 23, constraints: about what is in the commit, so no attempt can fare better.
+            (code, _) if code.starts_with("22") || code.starts_with("23") => AppendError::Rejected(error),
+            _ => AppendError::NotDone(error.into()),
         };
         if had_turn {
             self.has_turn = true;

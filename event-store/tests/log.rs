@@ -3,7 +3,7 @@
 
 use cqrs_es::Aggregate;
 use cqrs_es::persist::PersistedEventRepository;
-use event_store::{AppendError, Commit, Draft, EventFilter, Head, Log, Writer, connect, hash};
+use event_store::{AppendError, Commit, Draft, EventFilter, Head, Log, RecordedEvent, Writer, connect, hash};
 use ledger_core::*;
 use local_stack::testing::TestDatabase;
 use postgres_es::PostgresEventRepository;
@@ -68,6 +68,7 @@ async fn what_is_appended_reads_back_byte_for_byte_and_its_hashes_hold() {
     assert_eq!(log.events_after(0, 10, &filter).await.unwrap(), (4, two.events.clone()));
     assert_eq!(log.events_after(4, 10, &EventFilter::default()).await.unwrap(), (4, vec![]));
     assert_eq!(log.commands_of_keys(&[[2; 16], [9; 16]]).await.unwrap(), two.events);
+    assert_eq!(writer.known_keys(&[[2; 16], [9; 16]]).await.unwrap(), [Key { hash: [2; 16], request: [2; 32] }]);
 }
 
 #[tokio::test]
@@ -111,6 +112,58 @@ async fn of_two_writers_one_wins_and_the_other_takes_its_turn() {
     let next = seal(&winner.head(), &[draft(None)]);
     loser.append(&next).await.unwrap();
     assert_eq!(log(&database).await.head().await.unwrap(), next.head());
+}
+
+#[tokio::test]
+async fn a_holder_of_the_turn_that_goes_quiet_holds_nobody_up_and_is_not_told_a_lie() {
+    let database = database().await;
+    let (mut quiet, mut busy) = (Writer::new(database.url()).unwrap(), Writer::new(database.url()).unwrap());
+    let genesis = log(&database).await.head().await.unwrap();
+    assert!(quiet.take_turn(0, 100).await.unwrap().is_empty());
+    assert!(quiet.has_turn());
+    let commit = seal(&genesis, &[draft(None)]);
+    busy.append(&commit).await.unwrap(); // waits until the server has ended the other's turn
+
+    let late = quiet.append(&seal(&genesis, &[draft(None)])).await;
+    assert!(matches!(late, Err(AppendError::Unknown(_))), "a connection that ended says nothing: {late:?}");
+    assert!(!quiet.has_turn());
+    assert_eq!(quiet.take_turn(0, 100).await.unwrap(), [commit]);
+}
+
+#[tokio::test]
+async fn an_append_that_cannot_have_happened_is_told_apart_from_one_that_may_have() {
+    let database = database().await;
+    let genesis = log(&database).await.head().await.unwrap();
+    let commit = seal(&genesis, &[draft(None)]);
+    let mut nowhere = Writer::new("postgres://nobody@127.0.0.1:1/nothing").unwrap();
+    let unreachable = nowhere.append(&commit).await;
+    assert!(matches!(unreachable, Err(AppendError::NotDone(_))), "{unreachable:?}");
+
+    let mut owner = PgConnection::connect(database.url()).await.unwrap();
+    let name = database.name();
+    let closed = format!("alter database {name} set default_transaction_read_only = on");
+    sqlx::query(&closed).execute(&mut owner).await.unwrap();
+    let mut writer = Writer::new(database.url()).unwrap();
+    let closed = writer.append(&commit).await;
+    assert!(matches!(closed, Err(AppendError::NotDone(_))), "an open log would take it: {closed:?}");
+    let open = format!("alter database {name} reset default_transaction_read_only");
+    sqlx::query(&open).execute(&mut owner).await.unwrap();
+    writer.disconnect();
+
+    let broken = Commit {
+        events: vec![RecordedEvent { payload: "{".to_owned(), ..commit.events[0].clone() }],
+        ..commit.clone()
+    };
+    let broken = writer.append(&broken).await;
+    assert!(matches!(broken, Err(AppendError::Rejected(_))), "no attempt can fare better: {broken:?}");
+    writer.append(&commit).await.unwrap();
+    let again = seal(&commit.head(), &[Draft { sequence: 1, ..draft(None) }]);
+    let again = Commit {
+        events: vec![RecordedEvent { aggregate_id: commit.events[0].aggregate_id.clone(), ..again.events[0].clone() }],
+        ..again
+    };
+    let again = writer.append(&again).await;
+    assert!(matches!(again, Err(AppendError::KeyTaken)), "the same event again: {again:?}");
 }
 
 #[tokio::test]

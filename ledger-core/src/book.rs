@@ -19,8 +19,11 @@ use crate::{
 pub struct Book {
     wallets: Shelf<WalletId, Wallet>,
     partners: Shelf<PartnerId, Partner>,
-    /// Pending ones, and ended ones that are being looked at.
+    /// Pending ones, and until the next [`Book::keep`] those that have ended: a later decision of the batch must know.
     transactions: Shelf<TransactionId, Transaction>,
+    /// What the log says about others that decisions are about. Never folded into: an event that another engine wrote
+    /// may be in here already and still come by in the log.
+    looked_at: HashMap<TransactionId, Transaction>,
 }
 
 /// A map that remembers what was changed since the last [`Shelf::keep`].
@@ -44,7 +47,7 @@ impl Book {
     }
 
     pub fn transaction(&self, id: TransactionId) -> Option<&Transaction> {
-        self.transactions.current.get(&id)
+        self.transactions.current.get(&id).or_else(|| self.looked_at.get(&id))
     }
 
     /// The two entries of moving `money`, if every rule of the wallets allows it.
@@ -78,7 +81,7 @@ impl Book {
         Ok(Entries::balanced(entries).expect("the same amount is taken and given"))
     }
 
-    /// Folds one event in. What is already in changes nothing; a gap in a wallet's changes is corrupt history.
+    /// Folds one event in. A change of a wallet that is already in changes nothing; a gap is corrupt history.
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Wallet(id, event) => {
@@ -114,32 +117,33 @@ impl Book {
             TransactionEvent::Settled { wallet_id, .. }
             | TransactionEvent::Failed { wallet_id, .. }
             | TransactionEvent::Expired { wallet_id } => {
-                self.transactions.remove(id);
+                self.transactions.change(id).apply(event.clone());
                 let wallet = self.wallets.change(*wallet_id);
                 wallet.expected = wallet.expected.saturating_sub(1);
             }
         }
     }
 
-    /// Lays an ended transaction, folded from its own stream, beside the pending ones, to be looked at by decisions.
+    /// Lays a transaction, folded from its own stream, beside the pending ones, to be looked at by decisions.
     pub fn look_at(&mut self, id: TransactionId, transaction: Transaction) {
-        self.transactions.current.entry(id).or_insert(transaction);
+        self.looked_at.insert(id, transaction);
     }
 
-    /// The batch is committed: what it changed stays, and what was only looked at goes.
+    /// Forgets what [`Book::look_at`] laid in.
+    pub fn look_away(&mut self) {
+        self.looked_at.clear();
+    }
+
+    /// The batch is committed: what it changed stays, but for transactions that have ended.
     pub fn keep(&mut self) {
         self.wallets.keep();
         self.partners.keep();
-        self.transactions.keep();
-    }
-
-    /// Forgets ended transactions laid in by [`Book::look_at`].
-    pub fn look_away(&mut self, ids: impl IntoIterator<Item = TransactionId>) {
-        for id in ids {
-            if self.transaction(id).is_some_and(|transaction| transaction.pending().is_none()) {
-                self.transactions.current.remove(&id);
+        for id in self.transactions.before.keys() {
+            if self.transactions.current.get(id).is_some_and(|transaction| transaction.pending().is_none()) {
+                self.transactions.current.remove(id);
             }
         }
+        self.transactions.keep();
     }
 
     /// The batch is not in the log: the book is again what it was at the last [`Book::keep`].
@@ -155,11 +159,6 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
         let value = self.current.get(&key);
         self.before.entry(key).or_insert_with(|| value.cloned());
         self.current.entry(key).or_default()
-    }
-
-    fn remove(&mut self, key: K) {
-        let value = self.current.remove(&key);
-        self.before.entry(key).or_insert(value);
     }
 
     fn keep(&mut self) {

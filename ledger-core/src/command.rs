@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use cqrs_es::Aggregate;
 use cqrs_es::event_sink::EventSink;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     Book, ClientId, CommandId, Currency, Event, Failure, Instruction, Metadata, Money, NewEvent, Partner,
@@ -89,6 +90,36 @@ impl Command {
             }
             _ => None,
         }
+    }
+
+    /// About how many bytes of memory the command holds on to: what a bound on waiting commands counts.
+    pub fn bytes(&self) -> usize {
+        let texts = |texts: &[&str]| texts.iter().map(|text| text.len()).sum::<usize>();
+        let instructed = |instruction: &Instruction| {
+            let Instruction { user_id, reference, description, metadata, .. } = instruction;
+            let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+            let user = user_id.as_ref().map_or(0, |user| user.len());
+            [size_of::<Instruction>(), user, text(reference), text(description), bytes_of(metadata)].iter().sum()
+        };
+        let held = match &self.action {
+            Action::RegisterPartner { name, currencies, .. } => {
+                [name.len(), size_of_val(currencies.as_slice())].iter().sum()
+            }
+            Action::OpenWallet { user, metadata, .. } => [user.len(), bytes_of(metadata)].iter().sum(),
+            Action::FreezeWallet { reason, .. }
+            | Action::UnfreezeWallet { reason, .. }
+            | Action::CloseWallet { reason, .. } => reason.len(),
+            Action::Transfer { instruction, .. } | Action::Adjust { instruction, .. } => instructed(instruction),
+            Action::RequestTopUp { instruction, payment, .. } => {
+                let Payment { token, redirect_url, return_url } = payment;
+                let payment = texts(&[token, redirect_url, return_url.as_deref().unwrap_or_default()]);
+                [instructed(instruction), payment].iter().sum()
+            }
+            Action::Settle { provider_reference, .. } => provider_reference.len(),
+            Action::Fail { failure, .. } => texts(&[&failure.code, &failure.detail]),
+            Action::Expire { .. } => 0,
+        };
+        [size_of::<Self>(), self.metadata.len(), held].iter().sum()
     }
 
     /// The event that keeps a refusal: the command's only one.
@@ -202,6 +233,21 @@ impl Book {
         let transaction = self.transaction(id).unwrap_or(&new);
         handle(transaction, command, self, |transaction| transaction.sequence, |event| Event::Transaction(id, event))
     }
+}
+
+/// A client's JSON is larger in memory than as text: an array of zeros sixteen times.
+fn bytes_of(metadata: &Metadata) -> usize {
+    fn value(of: &Value) -> usize {
+        let held = match of {
+            Value::String(text) => text.len(),
+            Value::Array(values) => values.iter().map(value).sum(),
+            Value::Object(fields) => bytes_of(fields),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        };
+        size_of::<Value>().saturating_add(held)
+    }
+    let field = |(name, of): (&String, &Value)| [size_of::<String>(), name.len(), value(of)].iter().sum::<usize>();
+    metadata.iter().map(field).sum()
 }
 
 /// Runs a command through the aggregate's own `handle` and numbers what came of it.

@@ -239,9 +239,12 @@ fn transfer(book: &Book, caller: &Caller, instruction: &Instruction, to: WalletI
     }
     let paying = book.wallet(from).ok_or(Refusal::WalletNotFound)?.seen_by(caller)?;
     book.wallet(to).ok_or(Refusal::WalletNotFound)?.seen_by(caller)?;
-    if let Caller::Partner { user: Some(user), .. } = caller
-        && paying.user.as_ref() != Some(user)
-    {
+    // Who names an end user acts for that one alone, the operator too.
+    let user = match caller {
+        Caller::Partner { user, .. } => user.as_ref(),
+        Caller::Admin | Caller::Workflow => instruction.user_id.as_ref(),
+    };
+    if user.is_some() && paying.user.as_ref() != user {
         return Err(Refusal::WalletNotOwned);
     }
     book.entries(from, to, instruction.money())

@@ -27,15 +27,20 @@ enum Outcome {
 }
 
 impl Batch {
-    /// Decides the commands one after another. The book is left as the last decision leaves it; it is the caller's to
-    /// keep that or to take it back.
-    pub(crate) fn decide<'a>(book: &mut Book, keys: &RecentKeys, commands: impl Iterator<Item = &'a Command>) -> Self {
+    /// Decides the commands one after another. `keys` are the recent ones, `found` those of the batch that the log was
+    /// asked about. The book is left as the last decision leaves it; it is the caller's to keep that or to take it back.
+    pub(crate) fn decide<'a>(
+        book: &mut Book,
+        keys: &RecentKeys,
+        found: &RecentKeys,
+        commands: impl Iterator<Item = &'a Command>,
+    ) -> Self {
         let mut batch = Self { drafts: Vec::new(), outcomes: Vec::new() };
         let mut here = RecentKeys::new(usize::MAX);
         for command in commands {
-            let usage = command.key.map_or(KeyUse::New, |key| match here.usage(&key) {
-                KeyUse::New => keys.usage(&key),
-                known => known,
+            let usage = command.key.map_or(KeyUse::New, |key| {
+                let usages = [&here, found, keys].map(|known| known.usage(&key));
+                usages.into_iter().find(|usage| *usage != KeyUse::New).unwrap_or(KeyUse::New)
             });
             let outcome = match usage {
                 KeyUse::Same => Outcome::InLog,

@@ -2,14 +2,14 @@
 //!
 //! The book is only ever at the log's head, or ahead of it by the batch that is being appended. Every failure of an
 //! append is sorted into one of: lost to another engine (read its commits, decide again), a key that was used before
-//! the memory of this process (look it up, decide again), refused (nothing happened, say so), unknown (send the
-//! identical commit until its fate is known).
+//! the memory of this process (look it up, decide again), refused (nothing happened, say so), not done (try again for a
+//! while, then say so), unknown (send the identical commit until its fate is known, whatever else goes wrong).
 
 use std::time::Duration;
 
 use cqrs_es::Aggregate;
 use event_store::{AppendError, Commit, Head, Log, StoreError, Writer};
-use ledger_core::{Book, Event, Timestamp, Transaction, TransactionId};
+use ledger_core::{Book, Event, Timestamp, Transaction};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -32,9 +32,6 @@ pub(crate) struct Engine {
     settings: Settings,
 }
 
-/// The engine cannot go on: its head is not in the log.
-struct LogWentBack;
-
 impl Engine {
     pub(crate) fn new(writer: Writer, settings: Settings) -> Self {
         let nowhere = Head { position: 0, commit: -1, chain: [0; 32], recorded_at: Timestamp::EPOCH };
@@ -56,7 +53,7 @@ impl Engine {
         }
     }
 
-    /// Runs until no handle is left or the log turns out to be another one.
+    /// Runs until no handle is left, or the log turns out to be another one or cannot be read any more.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(self.settings.batch_max);
         while 0 < commands.recv_many(&mut jobs, self.settings.batch_max).await {
@@ -64,12 +61,13 @@ impl Engine {
             if jobs.is_empty() {
                 continue;
             }
-            if self.process(std::mem::take(&mut jobs)).await.is_err() {
+            if let Err(error) = self.process(std::mem::take(&mut jobs)).await {
                 tracing::error!(
                     position = self.head.position,
                     commit = self.head.commit,
-                    "the log went back: the head that was acknowledged is not in it. The engine stops; find out which \
-                     database this is before starting it again"
+                    %error,
+                    "the log does not go on from the head that was acknowledged. The engine stops; find out which database \
+                     this is, and who else writes to it, before starting it again"
                 );
                 return; // callers that wait see the channel close
             }
@@ -77,26 +75,26 @@ impl Engine {
         self.writer.close().await;
     }
 
-    /// Brings a group of commands to their end and answers all of them.
-    async fn process(&mut self, jobs: Vec<Job>) -> Result<(), LogWentBack> {
-        let mut has_turn = false;
+    /// Brings a group of commands to their end and answers all of them. An error is the engine's end.
+    async fn process(&mut self, jobs: Vec<Job>) -> Result<(), EngineError> {
         let mut reads = Patience::new();
+        // The batch's own, so that nothing can crowd it out before the next decision.
+        let mut found = RecentKeys::new(usize::MAX);
         loop {
-            let looked_at = match self.look_at_ended(&jobs).await {
-                Ok(ids) => ids,
+            match self.look_at_ended(&jobs).await {
+                Ok(()) => {}
                 Err(error) if reads.allow_another(&error).await => {
                     self.writer.disconnect();
-                    has_turn = false;
                     continue;
                 }
                 Err(error) => {
                     self.give_up(jobs, &error);
                     return Ok(());
                 }
-            };
-            let batch = Batch::decide(&mut self.book, &self.keys, jobs.iter().map(|job| &job.command));
+            }
+            let batch = Batch::decide(&mut self.book, &self.keys, &found, jobs.iter().map(|job| &job.command));
             let appended = if batch.drafts.is_empty() {
-                if batch.refuses_without_a_trace() && !has_turn {
+                if batch.refuses_without_a_trace() && !self.writer.has_turn() {
                     Err(Again::Lost) // another engine may have changed what was refused
                 } else {
                     self.writer.give_turn_back().await;
@@ -109,13 +107,15 @@ impl Engine {
             if appended.is_err() {
                 self.book.take_back();
             }
-            self.book.look_away(looked_at);
+            self.book.look_away();
             match appended {
                 Ok(commit) => {
                     self.book.keep();
                     if let Some(commit) = &commit {
                         self.head = commit.head();
-                        commit.events.iter().for_each(|event| self.keys.remember_event(event));
+                        for event in &commit.events {
+                            self.keys.remember_event(event);
+                        }
                     }
                     for (job, answer) in jobs.into_iter().zip(batch.answers(commit)) {
                         job.answer.send(answer).ok(); // a caller that left has its answer under its key
@@ -123,29 +123,27 @@ impl Engine {
                     return Ok(());
                 }
                 Err(Again::Lost) => match self.catch_up().await {
-                    Ok(()) => has_turn = true,
+                    Ok(()) => {}
+                    Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
+                    Err(error) if error.is_passing() => {
+                        self.give_up(jobs, &error);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error), // what cannot be folded in now never will be
+                },
+                Err(Again::KeyTaken) => match self.look_up_keys(&jobs, &mut found).await {
+                    Ok(()) => {}
                     Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
                     Err(error) => {
                         self.give_up(jobs, &error);
                         return Ok(());
                     }
                 },
-                Err(Again::KeyTaken) => {
-                    has_turn = false;
-                    match self.look_up_keys(&jobs).await {
-                        Ok(()) => {}
-                        Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
-                        Err(error) => {
-                            self.give_up(jobs, &error);
-                            return Ok(());
-                        }
-                    }
-                }
                 Err(Again::Never(error)) => {
                     self.give_up(jobs, &error);
                     return Ok(());
                 }
-                Err(Again::WentBack) => return Err(LogWentBack),
+                Err(Again::WentBack) => return Err(EngineError::WentBack),
             }
         }
     }
@@ -154,6 +152,7 @@ impl Engine {
     async fn append(&mut self, commit: &Commit) -> Result<(), Again> {
         let mut pause = PAUSES.0;
         let mut sent_before = false;
+        let mut patience = Patience::new();
         loop {
             match self.writer.append(commit).await {
                 Ok(()) => return Ok(()),
@@ -168,6 +167,20 @@ impl Engine {
                     sent_before = true;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
+                }
+                Err(AppendError::NotDone(error)) if sent_before => {
+                    // Of this attempt that is certain; the one before may have gone in, or may still.
+                    tracing::warn!(commit = commit.number, %error, "settling an append failed; sending it again");
+                    self.writer.disconnect(); // it may be to a server that is no longer the one that writes
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+                Err(AppendError::NotDone(error)) => {
+                    let error = error.into();
+                    if !patience.allow_another(&error).await {
+                        return Err(Again::Never(error));
+                    }
+                    self.writer.disconnect();
                 }
                 Err(AppendError::Lost) if sent_before => match self.writer.chain_of(commit.number).await {
                     Ok(Some(chain)) if chain == commit.chain => return Ok(()),
@@ -217,8 +230,7 @@ impl Engine {
     }
 
     /// Lays the ended transactions that commands are about beside the pending ones, each folded from its own stream.
-    async fn look_at_ended(&mut self, jobs: &[Job]) -> Result<Vec<TransactionId>, EngineError> {
-        let mut looked_at = Vec::new();
+    async fn look_at_ended(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
         for id in jobs.iter().filter_map(|job| job.command.ends()) {
             if self.book.transaction(id).is_some() {
                 continue;
@@ -232,24 +244,27 @@ impl Engine {
                 }
             }
             self.book.look_at(id, transaction);
-            looked_at.push(id);
-        }
-        Ok(looked_at)
-    }
-
-    /// Asks the log which of the batch's keys it knows, in one look-up.
-    async fn look_up_keys(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
-        let keys: Vec<_> = jobs.iter().filter_map(|job| job.command.key.map(|key| key.hash)).collect();
-        for event in self.writer.commands_of_keys(&keys).await? {
-            self.keys.remember_event(&event);
         }
         Ok(())
+    }
+
+    /// Asks the log which of the batch's keys it knows, in one look-up. It must know one more than before, or deciding
+    /// again would come to the same.
+    async fn look_up_keys(&mut self, jobs: &[Job], found: &mut RecentKeys) -> Result<(), EngineError> {
+        let keys: Vec<_> = jobs.iter().filter_map(|job| job.command.key.map(|key| key.hash)).collect();
+        let mut more = false;
+        for key in self.writer.known_keys(&keys).await? {
+            more |= found.remember(&key);
+            self.keys.remember(&key);
+        }
+        if more { Ok(()) } else { Err(EngineError::Taken) }
     }
 
     /// Nothing of the batch is in the log, and nothing will be.
     fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
         tracing::error!(%error, commands = jobs.len(), "a batch could not be appended; it is not in the log");
         self.book.take_back();
+        self.book.look_away();
         self.writer.disconnect();
         for job in jobs {
             job.answer.send(Err(CommandError::Unavailable)).ok();
@@ -265,8 +280,7 @@ enum Again {
     Never(EngineError),
 }
 
-/// How often reading for one group is tried again while the database is away. A group is not appended without it,
-/// so giving up is safe: nothing has happened.
+/// How often one group is tried again while the database is away and nothing of it was sent: giving up is safe then.
 struct Patience {
     pause: Duration,
     until: Instant,
@@ -279,11 +293,10 @@ impl Patience {
 
     /// Waits a little, and says whether trying again can help.
     async fn allow_another(&mut self, error: &EngineError) -> bool {
-        let passing = matches!(error, EngineError::Store(StoreError::Database(_) | StoreError::Late(_)));
-        if !passing || self.until <= Instant::now() {
+        if !error.is_passing() || self.until <= Instant::now() {
             return false;
         }
-        tracing::warn!(%error, "reading the log failed; trying again");
+        tracing::warn!(%error, "the database did not do its part; trying again");
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSES.1);
         true

@@ -36,8 +36,10 @@ impl RecentKeys {
         }
     }
 
-    pub(crate) fn remember(&mut self, key: &Key) {
-        if self.uses.insert(key.hash, key.request).is_none() {
+    /// Says whether it was not known yet.
+    pub(crate) fn remember(&mut self, key: &Key) -> bool {
+        let new = self.uses.insert(key.hash, key.request).is_none();
+        if new {
             self.order.push_back(key.hash);
         }
         while self.max < self.order.len() {
@@ -45,6 +47,7 @@ impl RecentKeys {
                 self.uses.remove(&oldest);
             }
         }
+        new
     }
 
     /// Remembers the key that a recorded event carries, if it carries one.

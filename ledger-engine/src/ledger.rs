@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use event_store::{Log, RecordedEvent, StoreError, Writer};
 use ledger_core::{Command, CorruptEvent, Refusal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -28,8 +28,11 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Inner {
     submit: Mutex<Option<mpsc::Sender<Job>>>,
+    /// What is left of [`Settings::bytes_max`].
+    room: Arc<Semaphore>,
     in_flight: Mutex<HashMap<[u8; 16], usize>>,
     log: Log,
+    wait_max: Duration,
     answer_within: Duration,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -39,6 +42,10 @@ struct Inner {
 pub struct Settings {
     /// Commands that may wait; one more is told that the ledger is overloaded.
     pub queue_max: usize,
+    /// Memory, in bytes, of all commands that wait or are being appended; one that would pass it is told likewise.
+    pub bytes_max: u32,
+    /// How long a command may wait to be taken up; after that it is told likewise, and is not executed.
+    pub wait_max: Duration,
     /// Commands that go into one append.
     pub batch_max: usize,
     /// Idempotency keys kept in memory.
@@ -49,7 +56,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { queue_max: 8_192, batch_max: 1_024, keys_max: 200_000, answer_within: Duration::from_secs(15) }
+        Self {
+            queue_max: 8_192,
+            bytes_max: 16 * 1024 * 1024,
+            wait_max: Duration::from_secs(5),
+            batch_max: 1_024,
+            keys_max: 200_000,
+            answer_within: Duration::from_secs(15),
+        }
     }
 }
 
@@ -99,6 +113,17 @@ pub enum EngineError {
     Corrupt { position: i64, error: CorruptEvent },
     #[error("commit {commit} does not follow the one before it")]
     Chain { commit: i64 },
+    #[error("the log went back: its head is not in it")]
+    WentBack,
+    #[error("an id or a key is taken, and not by a key of the batch")]
+    Taken,
+}
+
+impl EngineError {
+    /// Whether it says something about the moment and nothing about the log.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Database(_) | StoreError::Late(_)))
+    }
 }
 
 /// A command on its way through the engine.
@@ -107,6 +132,8 @@ pub(crate) struct Job {
     pub(crate) command: Command,
     pub(crate) answer: oneshot::Sender<Result<Decided, CommandError>>,
     pub(crate) stage: Arc<Stage>,
+    /// Kept until it is answered.
+    _room: OwnedSemaphorePermit,
 }
 
 /// How the engine answers once the log has it.
@@ -153,8 +180,10 @@ impl Ledger {
         let task = tokio::spawn(engine.run(commands));
         let inner = Inner {
             submit: Mutex::new(Some(submit)),
+            room: Arc::new(Semaphore::new(settings.bytes_max as usize)),
             in_flight: Mutex::default(),
             log,
+            wait_max: settings.wait_max,
             answer_within: settings.answer_within,
             task: Mutex::new(Some(task)),
         };
@@ -165,18 +194,28 @@ impl Ledger {
     ///
     /// A command that was taken up runs to its end, also when the caller goes away.
     pub async fn execute(&self, command: Command) -> Result<Receipt, CommandError> {
-        let deadline = Instant::now() + self.inner.answer_within;
+        let (deadline, wait_until) = (Instant::now() + self.inner.answer_within, Instant::now() + self.inner.wait_max);
         let key = command.key.map(|key| key.hash);
         let in_flight = key.map(|key| InFlight::enter(&self.inner, key));
-        let (answer, answered) = oneshot::channel();
+        let bytes = u32::try_from(command.bytes()).unwrap_or(u32::MAX);
+        let room = self.inner.room.clone().try_acquire_many_owned(bytes).map_err(|_| CommandError::Overloaded)?;
+        let (answer, mut answered) = oneshot::channel();
         let stage = Arc::new(Stage::default());
-        self.submit(Job { command, answer, stage: stage.clone() })?;
+        self.submit(Job { command, answer, stage: stage.clone(), _room: room })?;
 
         let second = in_flight.as_ref().is_some_and(|entered| entered.second);
         let patience = if second { deadline.min(Instant::now() + KEY_PATIENCE) } else { deadline };
-        let decided = match timeout_at(patience, answered).await {
+        let decided = async {
+            match timeout_at(wait_until, &mut answered).await {
+                Err(_) if stage.give_up() => Ok(Err(CommandError::Overloaded)),
+                Err(_) => answered.await,
+                Ok(answer) => answer,
+            }
+        };
+        let decided = match timeout_at(patience, decided).await {
             Ok(Ok(decided)) => decided?,
-            Ok(Err(_)) => return Err(CommandError::OutcomeUnknown), // the engine stopped in the middle
+            Ok(Err(_)) if stage.give_up() => return Err(CommandError::Unavailable), // it stopped before this one
+            Ok(Err(_)) => return Err(CommandError::OutcomeUnknown),                 // the engine stopped in the middle
             Err(_) if second => return Err(CommandError::KeyInFlight),
             Err(_) if stage.give_up() => return Err(CommandError::Overloaded),
             Err(_) => return Err(CommandError::OutcomeUnknown),

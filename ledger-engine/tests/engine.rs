@@ -9,7 +9,11 @@ use ledger_core::*;
 use ledger_engine::{CommandError, Ledger, Receipt, Settings};
 use local_stack::testing::TestDatabase;
 use sqlx::{Connection, PgConnection};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
+
+/// More than any of these tests needs.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A database of the test's own with a partner in it, and as many engines as the test starts.
 struct World {
@@ -91,6 +95,54 @@ impl World {
         }
         balance.unwrap_or_else(|| "0.00".to_owned())
     }
+}
+
+/// The log, while nobody can append to it: appends wait, nothing fails.
+struct Held(PgConnection);
+
+impl Held {
+    async fn take(world: &World) -> Self {
+        let mut connection = PgConnection::connect(world.database.url()).await.unwrap();
+        sqlx::raw_sql("begin; lock table ledger.commits in exclusive mode").execute(&mut connection).await.unwrap();
+        Self(connection)
+    }
+
+    /// Returns the backend whose append waits for us.
+    async fn append_waits(&mut self) -> i32 {
+        let query = "select pid from pg_locks where not granted and relation = 'ledger.commits'::regclass
+                     and database = (select oid from pg_database where datname = current_database())";
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(pid) = sqlx::query_scalar(query).fetch_optional(&mut self.0).await.unwrap() {
+                return pid;
+            }
+            assert!(Instant::now() < deadline, "no append came");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn let_go(mut self) {
+        sqlx::raw_sql("rollback").execute(&mut self.0).await.unwrap();
+    }
+}
+
+/// Transactions of this database that came to nothing.
+async fn rolled_back(owner: &mut PgConnection) -> i64 {
+    let query = "select xact_rollback from pg_stat_database where datname = current_database()";
+    sqlx::query_scalar(query).fetch_one(owner).await.unwrap()
+}
+
+async fn eventually(claim: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "never seen: {claim}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn spawn(ledger: &Ledger, command: Command) -> tokio::task::JoinHandle<Result<Receipt, CommandError>> {
+    let ledger = ledger.clone();
+    tokio::spawn(async move { ledger.execute(command).await })
 }
 
 fn eur() -> Currency {
@@ -291,6 +343,96 @@ async fn two_engines_on_one_log_decide_against_each_others_commits() {
 }
 
 #[tokio::test]
+async fn what_one_engine_requested_another_settles_at_its_place_in_the_stream() {
+    let (world, ledger) = World::new().await;
+    let wallet = world.wallet(&ledger, "0").await;
+    let other = world.engine(Settings::default()).await;
+    let (transaction, request) = world.top_up(wallet, "12.00");
+    ledger.execute(request).await.unwrap(); // the other engine has not read this yet
+    let money = Money::parse("12.00", eur()).unwrap();
+    let settle = Action::Settle { transaction, money, provider_reference: "bank-1".to_owned() };
+    let settled = other.execute(command(Some(("s", "settle")), Caller::Workflow, settle)).await.unwrap();
+    let stream: Vec<_> = settled.stream.iter().map(|event| (event.sequence, event.event_type.as_str())).collect();
+    assert_eq!(stream, [(1, "TransactionRequested"), (2, "TransactionSettled")]);
+    assert_eq!(world.balance(wallet).await, "12.00");
+}
+
+#[tokio::test]
+async fn old_keys_of_one_batch_are_all_found_however_few_are_remembered() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let old = ["k1", "k2", "k3"].map(|key| world.transfer(Some(key), a, b, "1.00"));
+    for command in &old {
+        ledger.execute(command.clone()).await.unwrap();
+    }
+    let ledger = world.engine(Settings { keys_max: 1, ..Settings::default() }).await;
+    let mut held = Held::take(&world).await;
+    let first = spawn(&ledger, world.transfer(Some("first"), a, b, "1.00"));
+    held.append_waits().await;
+    // These gather, and are the very commands that were done, ids included, as a caller in this process may repeat them.
+    let again: Vec<_> = old.iter().map(|command| spawn(&ledger, command.clone())).collect();
+    tokio::task::yield_now().await;
+    held.let_go().await;
+    first.await.unwrap().unwrap();
+    for call in again {
+        let receipt = timeout(PATIENCE, call).await.expect("an answer").unwrap().unwrap();
+        assert!(receipt.replayed);
+    }
+    assert_eq!(world.balance(b).await, "4.00");
+}
+
+#[tokio::test]
+async fn an_append_that_was_sent_is_not_called_undone_because_a_later_attempt_was_refused() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    let mut held = Held::take(&world).await;
+    let call = spawn(&ledger, world.transfer(Some("k"), a, b, "1.00"));
+    let sent_to = held.append_waits().await;
+
+    // As after a failover, new connections meet a server that does not write. What the first attempt did is open.
+    let name = world.database.name();
+    let read_only = format!("alter database {name} set default_transaction_read_only = on");
+    sqlx::query(&read_only).execute(&mut owner).await.unwrap();
+    sqlx::query("select pg_terminate_backend($1)").bind(sent_to).execute(&mut owner).await.unwrap();
+    held.let_go().await;
+    let before = rolled_back(&mut owner).await;
+    eventually("a second and a third attempt, refused", async || {
+        before + 3 <= rolled_back(&mut owner).await || call.is_finished()
+    })
+    .await;
+    assert!(!call.is_finished(), "it was answered before it was known: {:?}", call.await);
+
+    let writes = format!("alter database {name} reset default_transaction_read_only");
+    sqlx::query(&writes).execute(&mut owner).await.unwrap();
+    assert_eq!(event_types(&call.await.unwrap().unwrap()), ["TransactionPosted"]);
+    assert_eq!(world.balance(b).await, "1.00");
+}
+
+#[tokio::test]
+async fn an_engine_stops_when_the_log_went_on_without_what_it_acknowledged() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    for statement in [
+        "set session_replication_role = replica", // a restored backup would look the same
+        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
+        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
+    ] {
+        sqlx::query(statement).execute(&mut owner).await.unwrap();
+    }
+    let restored = world.engine(Settings::default()).await;
+    for key in ["r1", "r2"] {
+        restored.execute(world.transfer(Some(key), a, b, "2.00")).await.unwrap();
+    }
+    let answer = ledger.execute(world.transfer(Some("k2"), a, b, "1.00")).await;
+    assert!(matches!(answer, Err(CommandError::OutcomeUnknown)), "{answer:?}");
+    assert!(!ledger.is_running(), "an engine that can never append again says that it is ready");
+    assert_eq!(world.balance(b).await, "4.00");
+}
+
+#[tokio::test]
 async fn cut_connections_lose_nothing_and_double_nothing() {
     let (world, ledger) = World::new().await;
     let (a, b) = (world.wallet(&ledger, "100.00").await, world.wallet(&ledger, "0").await);
@@ -380,4 +522,68 @@ async fn beyond_its_bounds_the_ledger_refuses_before_any_work() {
         format!("{}.{:02}", posted / 100, posted % 100),
         "what was refused was not done"
     );
+}
+
+#[tokio::test]
+async fn waiting_commands_are_bounded_in_memory_and_the_room_comes_back() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let described = |key: &str| {
+        let mut command = world.transfer(Some(key), a, b, "1.00");
+        let Action::Transfer { instruction, .. } = &mut command.action else { unreachable!("it is a transfer") };
+        Arc::make_mut(instruction).description = Some("x".repeat(10_000));
+        command
+    };
+    let small = world.engine(Settings { bytes_max: 25_000, ..Settings::default() }).await;
+    let mut held = Held::take(&world).await;
+    let first = spawn(&small, described("k1"));
+    held.append_waits().await;
+    let mut second = std::pin::pin!(small.execute(described("k2")));
+    let third = tokio::select! {
+        biased;
+        second = &mut second => panic!("the log is held: {second:?}"),
+        third = small.execute(described("k3")) => third,
+    };
+    assert!(matches!(third, Err(CommandError::Overloaded)), "{third:?}");
+    held.let_go().await;
+    first.await.unwrap().unwrap();
+    second.await.unwrap();
+    small.execute(described("k3")).await.unwrap();
+    assert_eq!(world.balance(b).await, "3.00");
+}
+
+#[tokio::test]
+async fn who_waits_too_long_to_be_taken_up_is_told_so_and_is_not_executed() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let engine = world.engine(Settings { wait_max: Duration::from_millis(100), ..Settings::default() }).await;
+    let mut held = Held::take(&world).await;
+    let first = spawn(&engine, world.transfer(Some("k1"), a, b, "1.00"));
+    held.append_waits().await;
+    let second = engine.execute(world.transfer(Some("k2"), a, b, "2.00")).await;
+    assert!(matches!(second, Err(CommandError::Overloaded)), "{second:?}");
+    held.let_go().await;
+    first.await.unwrap().unwrap();
+    engine.execute(world.transfer(Some("k3"), a, b, "4.00")).await.unwrap(); // behind the second in the queue
+    assert_eq!(world.balance(b).await, "5.00");
+}
+
+#[tokio::test]
+async fn what_the_database_does_not_take_for_long_is_answered_as_not_executed() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    let name = world.database.name();
+    let read_only = format!("alter database {name} set default_transaction_read_only = on");
+    sqlx::query(&read_only).execute(&mut owner).await.unwrap();
+    let engine = world.engine(Settings::default()).await;
+    let refused = engine.execute(world.transfer(Some("k"), a, b, "1.00")).await;
+    assert!(matches!(refused, Err(CommandError::Unavailable)), "{refused:?}");
+    assert_eq!(world.balance(b).await, "0.00");
+
+    let writes = format!("alter database {name} reset default_transaction_read_only");
+    sqlx::query(&writes).execute(&mut owner).await.unwrap();
+    let receipt = engine.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
+    assert!(!receipt.replayed);
+    assert_eq!(world.balance(b).await, "1.00");
 }
