@@ -40,7 +40,7 @@ pub use problem::{Problem, problem_pages};
 pub use read::{Freshness, LEDGER_POSITION, Limit, MinPosition, Position, WaitMs};
 pub use reader::refuse;
 pub use scope::{Scope, Scopes};
-pub use seal::{Seal, SealError};
+pub use seal::{KeyFileError, Seal, SealError};
 pub use secret::Secret;
 pub use text::{FreeText, Text, UserId};
 pub use uri::{Path, Query};

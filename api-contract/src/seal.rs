@@ -2,6 +2,7 @@
 //!
 //! The one key is given at start and is in no database: a copy of the database alone opens nothing.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -34,6 +35,15 @@ pub enum SealError {
     Broken,
 }
 
+/// Why a file is not a key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    #[error("reading the key file {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{} does not hold exactly 32 bytes", path.display())]
+    WrongSize { path: PathBuf },
+}
+
 impl Seal {
     pub fn from_key(key: [u8; 32]) -> Self {
         // Nothing is used for two purposes: cipher, key id and each derived key come from the root by their own label.
@@ -42,6 +52,13 @@ impl Seal {
         id.copy_from_slice(&expand(&root, "key id")[..KEY_ID_LEN]);
         let key = UnboundKey::new(&AES_256_GCM, &expand(&root, "seal")).expect("32 bytes are a key of AES-256");
         Self(Arc::new(Keys { id, cipher: LessSafeKey::new(key), root }))
+    }
+
+    /// From a file of exactly 32 random bytes, as every service is given it.
+    pub fn from_key_file(path: &Path) -> Result<Self, KeyFileError> {
+        let bytes = std::fs::read(path).map_err(|source| KeyFileError::Unreadable { path: path.to_owned(), source })?;
+        let key = bytes.try_into().map_err(|_| KeyFileError::WrongSize { path: path.to_owned() })?;
+        Ok(Self::from_key(key))
     }
 
     /// A key for another purpose, named by the label.

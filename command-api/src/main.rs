@@ -40,16 +40,11 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(options: Options) -> anyhow::Result<()> {
-    let seal = Seal::from_key(secrets_key(&options.secrets_key_file)?);
+    let seal = Seal::from_key_file(&options.secrets_key_file)?;
     let access = Access::connect(&options.database_url, seal).await.context("connecting to the schema access")?;
     let ledger = Ledger::start(&options.database_url, ledger_engine::Settings::default()).await?;
     let state = Commands::new(ledger, access, Settings { bank_url: options.bank_url });
     let listener = TcpListener::bind(options.listen).await.context("listening")?;
     tracing::info!(address = %listener.local_addr()?, "taking commands");
     command_api::run(listener, state, runtime::shutdown::signal()).await
-}
-
-fn secrets_key(path: &std::path::Path) -> anyhow::Result<[u8; 32]> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading the key file {}", path.display()))?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{} does not hold exactly 32 bytes", path.display()))
 }

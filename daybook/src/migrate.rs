@@ -38,10 +38,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     migrations::run(&options.database_url).await?;
     println!("the database is up to date");
     let Some(key_file) = &options.secrets_key_file else { return Ok(ExitCode::SUCCESS) };
-    let key = std::fs::read(key_file).with_context(|| format!("reading the key file {}", key_file.display()))?;
-    let key: [u8; 32] =
-        key.try_into().map_err(|_| anyhow::anyhow!("{} does not hold exactly 32 bytes", key_file.display()))?;
-    let access = Access::connect(&options.database_url, Seal::from_key(key)).await.context("the schema access")?;
+    let access =
+        Access::connect(&options.database_url, Seal::from_key_file(key_file)?).await.context("the schema access")?;
     let clients = [
         (options.admin_client_id, Scopes::ADMIN, "DAYBOOK_ADMIN_CLIENT_SECRET"),
         (options.workflows_client_id, Scopes::WORKFLOW, "DAYBOOK_WORKFLOWS_CLIENT_SECRET"),

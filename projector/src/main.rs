@@ -1,7 +1,7 @@
 //! The projector as a process of its own. `daybook up` runs the same code beside all the others.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use api_contract::{Access, Seal};
@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(options: Options) -> anyhow::Result<()> {
     let Options { database_url, nats_url, listen, secrets_key_file } = options;
-    let seal = Seal::from_key(secrets_key(&secrets_key_file)?);
+    let seal = Seal::from_key_file(&secrets_key_file)?;
     let access = Access::connect(&database_url, seal.clone()).await.context("connecting to the schema access")?;
     let progress = Progress::default();
     let queries =
@@ -66,9 +66,4 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let (served, projected) = tokio::join!(served, projected);
     served.context("serving")?;
     projected.context("projecting")
-}
-
-fn secrets_key(path: &Path) -> anyhow::Result<[u8; 32]> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading the key file {}", path.display()))?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{} does not hold exactly 32 bytes", path.display()))
 }

@@ -1,7 +1,7 @@
 //! The webhook dispatcher as a process of its own. `daybook up` runs the same code beside all the others.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use api_contract::{Access, Seal};
@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(options: Options) -> anyhow::Result<()> {
-    let seal = Seal::from_key(secrets_key(&options.secrets_key_file)?);
+    let seal = Seal::from_key_file(&options.secrets_key_file)?;
     let access =
         Access::connect(&options.database_url, seal.clone()).await.context("connecting to the schema access")?;
     let log = webhook_dispatcher::log(&options.database_url).context("reading the database's address")?;
@@ -66,9 +66,4 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let served = runtime::http::serve(listener, router, Limits::default(), shutdown.clone());
     let (served, ()) = tokio::join!(served, webhook_dispatcher::run(dispatcher, shutdown));
     served.context("serving")
-}
-
-fn secrets_key(path: &Path) -> anyhow::Result<[u8; 32]> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading the key file {}", path.display()))?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{} does not hold exactly 32 bytes", path.display()))
 }
