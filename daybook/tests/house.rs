@@ -121,7 +121,7 @@ fn there_is_one_sqlx_and_everything_from_outside_is_from_crates_io() {
         assert!(!lock.contains(&format!("name = \"{banned}\"\n")), "{banned} is in Cargo.lock");
     }
     for line in lock.lines().filter(|line| line.starts_with("source = ")) {
-        assert_eq!(line, "source = \"registry+https://github.com/rust-lang/crates.io-index\"");
+        assert!(line.starts_with("source = \"registry+") && line.ends_with("/crates.io-index\""), "{line}");
     }
 }
 
