@@ -91,13 +91,15 @@ insert into ledger.turn default values;
 
 -- Appends one commit and its events. The commit row goes in first: it is the only place where two writers meet,
 -- and with events first two appends could deadlock.
+-- It runs with its owner's rights, and is the only way in: whoever may call it can still not leave an event without its
+-- commit, or a commit without its events.
 create function ledger.append(
     p_number bigint, p_first bigint, p_previous_last bigint, p_previous_chain bytea, p_root bytea, p_chain bytea,
     p_recorded_at timestamptz,
     p_aggregate_types text[], p_aggregate_ids text[], p_sequences bigint[], p_event_types text[], p_event_versions text[],
     p_payloads text[], p_metadata text[], p_command_ids uuid[], p_leaf_hashes bytea[], p_key_hashes bytea[],
     p_request_hashes bytea[]
-) returns void language plpgsql as $$
+) returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform 1 from ledger.turn for no key update;
     insert into ledger.commits
@@ -116,7 +118,7 @@ begin
 end
 $$;
 
--- Append-only twice over: no role has the right, and a trigger stops even the owner.
+-- Append-only twice over: no role has the right to anything but `append`, and a trigger stops even the owner.
 create function ledger.refuse_change() returns trigger language plpgsql as $$
 begin
     raise exception 'the log is append-only: % on %.% refused', tg_op, tg_table_schema, tg_table_name
@@ -133,6 +135,5 @@ create trigger append_only before update or delete or truncate on ledger.identit
 revoke all on function ledger.append from public;
 grant usage on schema ledger to daybook_reader;
 grant select on ledger.identity, ledger.commits, ledger.events to daybook_reader;
-grant insert on ledger.commits, ledger.events to daybook_ledger;
 grant select, update on ledger.turn to daybook_ledger; -- `for no key update` needs the right to update
 grant execute on function ledger.append to daybook_ledger;

@@ -187,13 +187,17 @@ pub(crate) async fn commands_of_keys(
     keys: &[[u8; 16]],
 ) -> Result<Vec<RecordedEvent>, StoreError> {
     // A command's events lie together behind its keyed one, within its commit, and no command spans more than
-    // its commit: so they are found by position, without an index on command_id.
+    // its commit: so they are found by position, without an index on command_id. `offset 0` keeps the planner from
+    // joining on command_id instead, for which it would read the whole log.
     let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
     let rows = sqlx::query(&format!(
         "select {COLUMNS} from (
              select e.* from ledger.events k
              join ledger.commits c on c.number = k.commit_number
-             join ledger.events e on e.position between k.position and c.last_position and e.command_id = k.command_id
+             cross join lateral (
+                 select * from ledger.events
+                 where position between k.position and c.last_position and command_id = k.command_id offset 0
+             ) e
              where k.key_hash = any($1)
          ) events order by position"
     ))

@@ -101,7 +101,7 @@ impl Balance {
         self.0.checked_sub(amount.0).filter(|left| -Self::LIMIT < *left).map(Self)
     }
 
-    /// `None` when the limit would be passed.
+    /// What is left without `other`. Within the limits there always is an answer.
     pub fn less(self, other: Balance) -> Option<Self> {
         self.0.checked_sub(other.0).map(Self)
     }
