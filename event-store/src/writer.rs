@@ -177,6 +177,8 @@ impl Writer {
                 ("statement_timeout", STATEMENT_MILLIS),
                 ("idle_in_transaction_session_timeout", QUIET_MILLIS),
             ]);
+            // Acknowledged means kept, whatever the server's default is.
+            let options = options.options([("synchronous_commit", "on")]);
             self.connection = Some(within(options.connect()).await?);
         }
         Ok(self.connection.as_mut().expect("connected above"))
