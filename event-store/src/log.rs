@@ -164,6 +164,22 @@ pub(crate) async fn commits_after(
     Ok(commits)
 }
 
+pub(crate) async fn streams(
+    connection: &mut PgConnection,
+    aggregate_type: &str,
+    aggregate_ids: &[String],
+) -> Result<Vec<RecordedEvent>, StoreError> {
+    let rows = sqlx::query(&format!(
+        "select {COLUMNS} from ledger.events where aggregate_type = $1 and aggregate_id = any($2)
+         order by aggregate_id, sequence"
+    ))
+    .bind(aggregate_type)
+    .bind(aggregate_ids)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(from_row).collect()
+}
+
 pub(crate) async fn stream(
     connection: &mut PgConnection,
     aggregate_type: &str,

@@ -136,10 +136,14 @@ impl Writer {
         log::head_from_row(&row)
     }
 
-    /// See [`Log::stream`].
-    pub async fn stream(&mut self, aggregate_type: &str, aggregate_id: &str) -> Result<Vec<RecordedEvent>, StoreError> {
+    /// The whole streams of some aggregates of one type, each in its order: one query, however many.
+    pub async fn streams(
+        &mut self,
+        aggregate_type: &str,
+        aggregate_ids: &[String],
+    ) -> Result<Vec<RecordedEvent>, StoreError> {
         let connection = self.connection().await?;
-        within(log::stream(connection, aggregate_type, aggregate_id, i64::MAX)).await
+        within(log::streams(connection, aggregate_type, aggregate_ids)).await
     }
 
     /// Which of these keys the log knows, and what each was used for.

@@ -5,11 +5,12 @@
 //! the memory of this process (look it up, decide again), refused (nothing happened, say so), not done (try again for a
 //! while, then say so), unknown (send the identical commit until its fate is known, whatever else goes wrong).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use cqrs_es::Aggregate;
 use event_store::{AppendError, Commit, Head, Log, StoreError, Writer};
-use ledger_core::{Book, Event, Timestamp, Transaction};
+use ledger_core::{Book, Event, Timestamp, Transaction, TransactionId};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -231,18 +232,21 @@ impl Engine {
 
     /// Lays the ended transactions that commands are about beside the pending ones, each folded from its own stream.
     async fn look_at_ended(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
-        for id in jobs.iter().filter_map(|job| job.command.ends()) {
-            if self.book.transaction(id).is_some() {
-                continue;
+        let ends = jobs.iter().filter_map(|job| job.command.ends());
+        let unknown = ends.filter(|id| self.book.transaction(*id).is_none());
+        let mut transactions: HashMap<_, _> = unknown.map(|id| (id, Transaction::default())).collect();
+        if transactions.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = transactions.keys().map(TransactionId::to_string).collect();
+        for recorded in self.writer.streams(Transaction::TYPE, &ids).await? {
+            let read = recorded.read();
+            match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
+                Event::Transaction(id, event) => transactions.entry(id).or_default().apply(event),
+                _ => unreachable!("a transaction's stream holds its events"),
             }
-            let mut transaction = Transaction::default();
-            for recorded in self.writer.stream(Transaction::TYPE, &id.to_string()).await? {
-                let read = recorded.read();
-                match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
-                    Event::Transaction(_, event) => transaction.apply(event),
-                    _ => unreachable!("a transaction's stream holds its events"),
-                }
-            }
+        }
+        for (id, transaction) in transactions {
             self.book.look_at(id, transaction);
         }
         Ok(())
