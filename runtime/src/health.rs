@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`: is the process alive, and can it do its work?
+//! `/healthz` and `/readyz`: is the process alive, and can it do its work? `/metrics`: what has it done?
 //!
 //! Each check has a name and a time limit. What a failed check found goes to the log and not into
 //! the answer, for anyone may ask. Checks run at most a few times a second however often they are
@@ -16,6 +16,8 @@ use axum::{Json, Router, routing};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+
+use crate::metrics;
 
 /// An answer this young is given again.
 const FRESH: Duration = Duration::from_millis(250);
@@ -51,10 +53,14 @@ impl Health {
         self
     }
 
-    /// `GET /healthz` and `GET /readyz`; merge it into the service's router.
+    /// `GET /healthz`, `GET /readyz` and `GET /metrics`; merge it into the service's router.
     pub fn router(self) -> Router {
         let asked = Arc::new(Asked { checks: self.checks, last: Mutex::new(None) });
-        Router::new().route("/healthz", routing::get(alive)).route("/readyz", routing::get(ready)).with_state(asked)
+        Router::new()
+            .route("/healthz", routing::get(alive))
+            .route("/readyz", routing::get(ready))
+            .route("/metrics", routing::get(metrics::show))
+            .with_state(asked)
     }
 }
 

@@ -22,7 +22,7 @@ use axum::Router;
 use axum::body::HttpBody;
 use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Request, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Uri, Version, header};
 use axum::response::Response;
 use futures::FutureExt;
 use hyper::body::Incoming;
@@ -239,6 +239,11 @@ fn refuse(head: &Parts, limits: &Limits) -> Option<Refusal> {
     }
     if limits.header_count < head.headers.len() || limits.header_bytes < header_length(&head.headers) {
         return Some(Refusal::HeadersTooLarge { count_max: limits.header_count, bytes_max: limits.header_bytes });
+    }
+    // RFC 9112, 3.2. Whoever stands before us and looks at one host must not hand on a request that also names another.
+    let hosts = head.headers.get_all(header::HOST).iter().count();
+    if 1 < hosts || hosts == 0 && head.version == Version::HTTP_11 {
+        return Some(Refusal::Malformed);
     }
     let all = |name, allowed: &str| {
         head.headers.get_all(name).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()))

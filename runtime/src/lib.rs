@@ -12,5 +12,6 @@ pub mod shutdown;
 pub mod telemetry;
 
 mod body;
+mod metrics;
 mod refusal;
 mod socket;

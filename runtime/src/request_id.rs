@@ -18,6 +18,8 @@ use axum::response::Response;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::metrics;
+
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -108,9 +110,11 @@ impl<S: Sync> FromRequestParts<S> for Traceparent {
     }
 }
 
-/// The one log line of a request. Also used for a request that never reached a router.
+/// The one log line of a request, and its place in the metrics. Also used for a request that never reached a router.
 pub(crate) fn log(method: &str, path: &str, status: StatusCode, begun: Instant, id: &RequestId) {
-    let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = begun.elapsed();
+    metrics::record(method, path, status, took);
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(method, path, status = status.as_u16(), duration_ms, request.id = %id, "request");
 }
 

@@ -266,7 +266,8 @@ async fn too_many_headers_are_refused_by_name_however_many_they_are() {
 async fn headers_too_large_are_refused_by_name_however_large_they_are() {
     let server = Server::start(Limits::default()).await;
     for size in [17 * 1024, 60 * 1024, 500 * 1024, 5 * 1024 * 1024] {
-        let request = format!("GET / HTTP/1.1\r\nConnection: close\r\nX-Large: {}\r\n\r\n", "a".repeat(size));
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Large: {}\r\n\r\n", "a".repeat(size));
         server.exchange(request).await.is_problem(431, "/problems/headers-too-large");
     }
 }
@@ -345,11 +346,14 @@ async fn what_is_not_http_is_refused_as_malformed() {
         "GET /\x01 HTTP/1.1\r\n\r\n",
         "POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        "GET / HTTP/1.1\r\nConnection: close\r\n\r\n", // without a host
+        "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\nConnection: close\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03 TLS\r\n\r\n",
     ] {
         server.exchange(nonsense).await.is_problem(400, "/problems/malformed-request");
     }
     assert_eq!(server.exchange(get_and_close("/")).await.status, 200);
+    assert_eq!(server.exchange("GET / HTTP/1.0\r\n\r\n").await.status, 200, "HTTP/1.0 has no hosts");
 }
 
 #[tokio::test]
@@ -473,7 +477,8 @@ async fn a_body_that_breaks_off_is_refused() {
 async fn a_request_keeps_its_name_or_gets_one() {
     let server = Server::start(Limits::default()).await;
     let named = async |headers: &str| {
-        let answer = server.exchange(format!("GET /names HTTP/1.1\r\nConnection: close\r\n{headers}\r\n")).await;
+        let answer =
+            server.exchange(format!("GET /names HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n")).await;
         let shown = answer.header("x-request-id").unwrap().to_owned();
         assert_eq!(answer.json()["id"].as_str().unwrap().to_ascii_lowercase(), shown);
         shown
@@ -492,7 +497,8 @@ async fn a_request_keeps_its_name_or_gets_one() {
     }
     assert_eq!(named(&format!("X-Request-ID: {}\r\n", "a".repeat(129))).await.len(), 40);
 
-    let refused = server.exchange("POST / HTTP/1.1\r\nX-Request-ID: mine-2\r\nContent-Length: 9999999\r\n\r\n").await;
+    let refused =
+        server.exchange("POST / HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine-2\r\nContent-Length: 9999999\r\n\r\n").await;
     refused.is_problem(413, "/problems/payload-too-large");
     assert_eq!(refused.json()["requestId"], "mine-2");
 }
@@ -501,8 +507,9 @@ async fn a_request_keeps_its_name_or_gets_one() {
 async fn only_a_well_formed_traceparent_reaches_the_handler() {
     let server = Server::start(Limits::default()).await;
     let seen = async |value: &str| {
-        let answer =
-            server.exchange(format!("GET /names HTTP/1.1\r\nConnection: close\r\ntraceparent: {value}\r\n\r\n")).await;
+        let answer = server
+            .exchange(format!("GET /names HTTP/1.1\r\nHost: x\r\nConnection: close\r\ntraceparent: {value}\r\n\r\n"))
+            .await;
         assert_eq!(answer.header("traceparent"), answer.json()["traceparent"].as_str());
         answer.json()["traceparent"].clone()
     };
@@ -549,4 +556,31 @@ async fn a_service_with_a_failing_or_hanging_check_is_alive_and_not_ready() {
     assert_eq!(statuses, ["ok", "failed", "timed-out"]);
     assert!(!answer.body.contains("hunter2"), "what a check found is not for everyone");
     assert_eq!(server.exchange(get_and_close("/healthz")).await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_count_answers_by_route_and_never_by_what_clients_put_into_paths() {
+    let counted = Router::new()
+        .route("/counted/{id}", routing::get(async || "hello"))
+        .merge(Health::new().router())
+        .layer(middleware::from_fn(runtime::request_id::track));
+    let server = Server::start_with(counted, Limits::default()).await;
+    for path in ["/counted/one", "/counted/two", "/nowhere/three"] {
+        server.exchange(get_and_close(path)).await;
+    }
+    server.exchange("four /counted/one HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    let answer = server.exchange(get_and_close("/metrics")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    for line in [
+        r#"http_server_requests_total{route="/counted/{id}",method="GET",status="200"} 2"#,
+        r#"http_server_requests_total{route="/counted/{id}",method="other",status="405"} 1"#,
+        r#"http_server_request_duration_seconds_bucket{route="/counted/{id}",method="GET",le="+Inf"} 2"#,
+        r#"http_server_request_duration_seconds_count{route="/counted/{id}",method="GET"} 2"#,
+    ] {
+        assert!(answer.body.lines().any(|seen| seen == line), "{line} is not in\n{}", answer.body);
+    }
+    for sent in ["one", "three", "four"] {
+        assert!(!answer.body.contains(sent), "{sent} became a label");
+    }
 }
