@@ -52,7 +52,7 @@ impl Bank {
             for payment in owed {
                 match bank.callbacks.slots(Plan::ONCE) {
                     Some(slots) => drop(tokio::spawn(bank.clone().tell(payment, Plan::ONCE, slots))),
-                    None => tracing::warn!(payment.token = payment.registration.token, "too many: the next run tells"),
+                    None => tracing::warn!(payment.reference = payment.reference, "too many: the next run tells"),
                 }
             }
         }
@@ -161,10 +161,10 @@ impl Bank {
         if !self.callbacks.send(&payment, plan, slots).await {
             return; // still owed: the next run tells
         }
-        let token = payment.registration.token.clone();
+        let token = payment.registration.token;
         let called = Entry::Called { token: token.clone() };
         if let Err(error) = self.change(&token, |_| Ok(Some(called))).await {
-            tracing::warn!(payment.token = token, %error, "told, but not noted: the next run tells again");
+            tracing::warn!(payment.reference = payment.reference, %error, "told, but not noted: the next run tells again");
         }
     }
 

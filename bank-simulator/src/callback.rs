@@ -92,17 +92,17 @@ impl Callbacks {
     }
 
     async fn send_one(&self, payment: &Payment) {
-        let token = &payment.registration.token;
+        let reference = payment.reference.as_deref(); // not the token: whoever reads that can pay
         for attempt in 1..=ATTEMPTS_MAX {
             let verdict = self.attempt(payment).await;
-            tracing::info!(payment.token = token, attempt, ?verdict, "callback");
+            tracing::info!(payment.reference = reference, attempt, ?verdict, "callback");
             match verdict {
                 Verdict::Taken | Verdict::Refused(_) => return,
                 Verdict::Again(_) if attempt < ATTEMPTS_MAX => sleep(Duration::from_secs(1 << (attempt - 1))).await,
                 Verdict::Again(_) => {}
             }
         }
-        tracing::warn!(payment.token = token, attempts = ATTEMPTS_MAX, "the merchant was not reached");
+        tracing::warn!(payment.reference = reference, attempts = ATTEMPTS_MAX, "the merchant was not reached");
     }
 
     async fn attempt(&self, payment: &Payment) -> Verdict {

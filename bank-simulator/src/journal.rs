@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
 
@@ -49,7 +50,7 @@ impl Journal {
 
     /// Reads the journal and goes on writing it. No other process can have it open meanwhile.
     pub(crate) fn open(path: &Path) -> anyhow::Result<(Self, Vec<Entry>, Failure)> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?; // tokens are in it
         file.try_lock().context("another process writes this journal")?;
         let entries = read(&mut file)?;
         if let Some(folder) = path.canonicalize()?.parent() {

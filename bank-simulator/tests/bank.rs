@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -401,6 +402,7 @@ async fn a_restarted_bank_remembers_everything_that_it_answered() {
     }
     let collected = bank.get("/bank/ledger").await;
     merchant.callbacks(2).await;
+    assert_eq!(std::fs::metadata(&journal).unwrap().mode() & 0o777, 0o600, "whoever reads a token can pay");
     bank.running.abort(); // no farewell
     let _ = bank.running.await;
 
