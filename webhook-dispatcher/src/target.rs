@@ -51,6 +51,9 @@ impl Target {
             return Err(Forbidden("blanks, controls and backslashes are refused in a URL"));
         }
         let url = Url::parse(text).map_err(|_| Forbidden("not an absolute URL"))?;
+        if !text.split_once(':').is_some_and(|(_, rest)| rest.starts_with("//") && !rest.starts_with("///")) {
+            return Err(Forbidden("not an absolute URL")); // `https:host` and `https:///host` are forgiven too
+        }
         match url.scheme() {
             "https" => {}
             "http" if reach == Reach::Local => {}
@@ -277,6 +280,9 @@ mod tests {
             "javascript:alert(1)",
             "https://",
             "https:///",
+            "https:///example.com/",
+            "https:example.com/",
+            "https:/example.com/",
             "example.com",
             "//example.com/",
             "",
