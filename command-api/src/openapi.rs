@@ -2,19 +2,20 @@
 //!
 //! A route's own description stands above its handler, and names its own problems in `x-problems`. What follows
 //! from the rest of the description is added here: whoever wants a token can be refused for want of one, whoever
-//! takes a body can be sent a broken one. [`complete`] does that for the documents of all services alike.
+//! takes a body can be sent a broken one. [`complete`] does that for the documents of all services alike. It also
+//! adds the doors that every service has and that are served by rooms which know nothing of OpenAPI.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api_contract::Problem;
-use serde_json::Value;
+use api_contract::{Limit, MinPosition, Problem, WaitMs};
+use serde_json::{Value, json};
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
+use utoipa::openapi::path::{Operation, ParameterIn, PathItem, Paths};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
-    Response, ResponseBuilder, Type,
+    Response, ResponseBuilder, Schema, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -31,8 +32,9 @@ pub fn openapi() -> OpenApi {
 }
 
 /// Adds what every service's routes have in common: the problems that follow from a route's description, the
-/// headers of its answers, and the schema of a problem. Doing it twice changes nothing.
+/// headers of its answers, the schema of a problem, and the doors of every service. Doing it twice changes nothing.
 pub fn complete(mut document: OpenApi) -> OpenApi {
+    document.paths.merge(doors());
     for item in document.paths.paths.values_mut() {
         for operation in operations(item) {
             complete_operation(operation);
@@ -41,9 +43,42 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     let components = document.components.get_or_insert_with(Default::default);
     let mut schemas = vec![(ProblemDocument::name().into_owned(), ProblemDocument::schema())];
     ProblemDocument::schemas(&mut schemas); // those that it is made of
+    // The shared parameters refer to their schemas by name, and a parameter brings no schema along.
+    schemas.extend([schema::<Limit>(), schema::<MinPosition>(), schema::<WaitMs>()]);
     components.schemas.extend(schemas);
     components.add_security_scheme("bearer", bearer());
     document
+}
+
+fn schema<T: ToSchema>() -> (String, RefOr<Schema>) {
+    (T::name().into_owned(), T::schema())
+}
+
+/// What `runtime` and `api-contract` serve for every service.
+fn doors() -> Paths {
+    let door = |id: &str, summary: &str, described: &str, content: &str| {
+        let answer = json!({ "description": described, "content": { content: {} } });
+        json!({ "get": {
+            "operationId": id, "tags": ["operations"], "summary": summary, "security": [], "responses": { "200": answer },
+        } })
+    };
+    let json = "application/json";
+    let mut ready = door("getReadiness", "Can it do its work?", "Every check has passed.", json);
+    ready["get"]["responses"]["503"] =
+        json!({ "description": "A check failed, or took too long.", "content": { json: {} } });
+    let mut problem = door("getProblemPage", "A problem, explained", "What it means, and what to do.", "text/html");
+    problem["get"]["parameters"] =
+        json!([{ "name": "slug", "in": "path", "required": true, "schema": { "type": "string" } }]);
+    problem["get"]["responses"]["404"] = json!({ "description": "not-found" });
+    let doors = json!({
+        "/healthz": door("getHealth", "Is the process alive?", "It is.", json),
+        "/readyz": ready,
+        "/metrics": door("getMetrics", "Numbers about the process", "The text format of Prometheus.", "text/plain"),
+        "/openapi.json": door("getOpenApi", "This document", "OpenAPI 3.1.", json),
+        "/docs": door("getDocs", "This document, to be read", "A page.", "text/html"),
+        "/problems/{slug}": problem,
+    });
+    serde_json::from_value(doors).expect("these are paths as OpenAPI writes them")
 }
 
 /// The document before any route is added.
@@ -70,12 +105,13 @@ const INTRODUCTION: &str = "Wallets and movements of money, from one ordered log
     required. Repeating a request with its key repeats its answer, also years later.\n\n\
     Every command answers `Ledger-Position`. A read with `minPosition` waits until it reflects that position.";
 
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 6] = [
     ("auth", "Tokens for clients."),
     ("partners", "Who may use the ledger."),
     ("wallets", "Where money is."),
     ("transactions", "How money moves."),
     ("workflows", "How our own processes end what is pending. No partner's client has the scope."),
+    ("operations", "How the service is, and what explains it. For everyone."),
 ];
 
 /// A problem document.
@@ -129,11 +165,14 @@ fn problems(operation: &Operation) -> BTreeSet<&'static str> {
         problems.extend(["malformed-json", "duplicate-field", "unknown-field", "invalid-field", "invalid-character"]);
         problems.extend(["payload-too-large", "request-timeout", "unsupported-media-type", "unsupported-encoding"]);
     }
-    if parameters(operation, |place| *place == ParameterIn::Path).next().is_some() {
+    if parameters(operation, |place| *place == ParameterIn::Path).any(|(name, _)| name == "id") {
         problems.insert("invalid-id");
     }
     if parameters(operation, |place| *place == ParameterIn::Query).next().is_some() {
         problems.extend(["unknown-field", "invalid-field"]);
+    }
+    if waits(operation) {
+        problems.extend(["position-unknown", "projection-behind", "storage-unavailable"]);
     }
     if has_key(false) {
         problems.extend(["idempotency-key-invalid", "idempotency-key-reused", "idempotency-in-flight"]);
@@ -145,9 +184,21 @@ fn problems(operation: &Operation) -> BTreeSet<&'static str> {
     problems
 }
 
+/// Whether this is a read that waits until it reflects a position.
+fn waits(operation: &Operation) -> bool {
+    parameters(operation, |place| *place == ParameterIn::Query).any(|(name, _)| name == "minPosition")
+}
+
 fn complete_operation(operation: &mut Operation) {
     let general = problems(operation);
-    let is_command = general.contains("idempotency-key-invalid");
+    let position = if general.contains("idempotency-key-invalid") {
+        Some("The position of the command's last event in the log.")
+    } else if waits(operation) {
+        Some("The position that the answer reflects.")
+    } else {
+        None
+    };
+    let is_command = position.is_some() && !waits(operation);
     let mut slugs: BTreeSet<String> = general.into_iter().map(str::to_owned).collect();
     if let Some(extensions) = &mut operation.extensions {
         let own = extensions.remove(PROBLEMS);
@@ -166,7 +217,7 @@ fn complete_operation(operation: &mut Operation) {
     });
     for (status, response) in responses.iter_mut() {
         if let (RefOr::T(response), true) = (response, status.starts_with('2')) {
-            complete_answer(response, is_command);
+            complete_answer(response, status, position, is_command);
         }
     }
     let mut by_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
@@ -214,10 +265,15 @@ fn refusal(problems: &[Problem]) -> Response {
 
 const REQUEST_ID: &str = "The request's name: the one that was sent (1–128 visible ASCII characters), or a new one.";
 
-fn complete_answer(response: &mut Response, is_command: bool) {
+fn complete_answer(response: &mut Response, status: &str, position: Option<&str>, is_command: bool) {
     add_header(response, "X-Request-ID", Type::String, REQUEST_ID);
+    if let Some(position) = position {
+        add_header(response, "Ledger-Position", Type::Integer, position);
+    }
+    if status == "201" || is_command && status == "202" {
+        add_header(response, "Location", Type::String, "Where it can be read.");
+    }
     if is_command {
-        add_header(response, "Ledger-Position", Type::Integer, "The position of the command's last event in the log.");
         let replayed = "`true` when the key was used before: this is what was answered then.";
         add_header(response, "Idempotent-Replayed", Type::String, replayed);
     }

@@ -12,8 +12,15 @@ async fn every_described_route_is_there_and_says_what_it_needs() {
     let document = door.get("/openapi.json").empty().await.expect(200);
     assert_eq!(document["openapi"], "3.1.0");
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 14);
-    for (path, item) in paths {
+    let (commands, doors): (Vec<_>, Vec<_>) = paths.iter().partition(|(path, _)| path.starts_with("/v1/"));
+    assert_eq!((commands.len(), doors.len()), (14, 6));
+    for (path, item) in doors {
+        let answer = door.get(&path.replace("{slug}", "insufficient-funds")).empty().await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        let content = item["get"]["responses"]["200"]["content"].as_object().unwrap().keys().next().unwrap();
+        assert!(answer.header("content-type").unwrap().starts_with(content), "{path}");
+    }
+    for (path, item) in commands {
         let operation = &item["post"];
         let responses = operation["responses"].as_object().unwrap();
         let path = path.replace("{id}", "wal_0192f0c1-2d3e-7abc-8def-0123456789ab");
@@ -25,7 +32,8 @@ async fn every_described_route_is_there_and_says_what_it_needs() {
         let commands = operation["parameters"].as_array().into_iter().flatten();
         if commands.into_iter().any(|parameter| parameter["name"] == "Idempotency-Key") {
             let success = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap().1;
-            for header in ["Ledger-Position", "Idempotent-Replayed", "X-Request-ID"] {
+            let created = if responses.contains_key("200") { "X-Request-ID" } else { "Location" };
+            for header in ["Ledger-Position", "Idempotent-Replayed", "X-Request-ID", created] {
                 assert!(success["headers"].get(header).is_some(), "{path}: {header}");
             }
         }
@@ -42,7 +50,8 @@ async fn every_described_problem_has_its_page_and_its_status() {
     let document = door.get("/openapi.json").empty().await.expect(200);
     let mut slugs = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        for (status, response) in item["post"]["responses"].as_object().unwrap() {
+        let operation = if path.starts_with("/v1/") { &item["post"] } else { &item["get"] };
+        for (status, response) in operation["responses"].as_object().unwrap() {
             let Some(examples) = response["content"]["application/problem+json"]["examples"].as_object() else {
                 continue;
             };

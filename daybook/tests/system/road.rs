@@ -118,9 +118,16 @@ async fn the_documentation_is_served_offline_and_covers_every_door() {
         ("/v1/callbacks/bank", "post"),
         ("/v1/head", "get"),
         ("/v1/events", "get"),
+        ("/metrics", "get"),
     ] {
         assert!(document["paths"][route][method].is_object(), "{method} {route} is not described");
     }
+    let text = document.to_string();
+    for reference in text.split(r##""$ref":"#"##).skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(document.pointer(reference).is_some(), "{reference} leads nowhere");
+    }
+    let metrics = daybook.get("", "/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains(r#"http_server_requests_total{route="/openapi.json",method="GET",status="200"} 1"#));
     let page = daybook.get("", "/docs").send().await.unwrap();
     assert_eq!(page.status(), StatusCode::OK);
     let page = page.text().await.unwrap();
