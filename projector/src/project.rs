@@ -17,7 +17,7 @@ use runtime::shutdown::Shutdown;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::page::{Page, PageError};
 use crate::{VIEWS, View, options};
@@ -47,6 +47,9 @@ const CONNECTIONS: u32 = 2;
 const CATCH_UP_EVENTS: i64 = 2_000;
 
 /// Pauses after a failure.
+/// How often an idle projector looks whether the checkpoints are still where it left them.
+const LOOK_BACK: Duration = Duration::from_secs(1);
+
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -56,7 +59,7 @@ enum ProjectError {
     /// It can be tried again.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// Another projector was quicker: go on from where it is.
+    /// Another projector was quicker, or Postgres has lost what was written last: go on from where the checkpoints are.
     #[error("the checkpoints have moved")]
     Overtaken,
 }
@@ -111,7 +114,15 @@ async fn session(
     progress.reached(position);
     let mut follow = Follow::start(log.clone(), feed.clone(), commit).await;
     loop {
-        let commits = follow.next().await?;
+        // Commits here do not wait for the disk, so a crash of Postgres may take the last ones back. If it is up again
+        // before we ask it anything, no error tells; with nothing new to write, only looking does.
+        let Ok(commits) = timeout(LOOK_BACK, follow.next()).await else {
+            if checkpoints(&mut *pool.acquire().await?).await?.iter().any(|(_, at, _)| *at != position) {
+                return Err(ProjectError::Overtaken.into());
+            }
+            continue;
+        };
+        let commits = commits?;
         let page = Page::read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
         position = page.position;

@@ -42,6 +42,27 @@ async fn after_crashes_of_postgres_and_nats_the_views_are_again_what_the_log_say
 }
 
 #[tokio::test]
+async fn what_a_crash_took_from_the_views_comes_back_also_when_nothing_new_happens() {
+    let system = System::start().await;
+    let partner = system.partner().await;
+    let wallet = system.wallet(&partner, "alice").await;
+    system.fund(&partner, wallet, "20.00").await;
+    system.caught_up().await;
+    // As after a crash that is over before the projector asks Postgres for anything: no connection of its has failed.
+    system
+        .sql(
+            "begin;
+             truncate views.partners, views.wallets, views.balances, views.entries, views.transactions;
+             update views.checkpoints set position = 0, commit_number = 0;
+             commit;",
+        )
+        .await;
+    let path = format!("/v1/wallets/{wallet}");
+    let shown = || async { partner.call(&path).await };
+    eventually("the views are back", shown, |answer| answer.status == 200 && answer.json()["balance"] == "20.00").await;
+}
+
+#[tokio::test]
 async fn a_log_that_cannot_be_read_ends_the_projecting_and_is_named() {
     let mut system = System::start_without_projecting().await;
     let partner = system.partner().await;
