@@ -148,7 +148,13 @@ pub(crate) async fn show(
         Ok(Found { position, item: currency.map(|currency| (currency, held)) })
     };
     let freshness = Freshness::new(min_position, wait_ms);
-    queries.wait(Freshness { min_position: freshness.min_position.max(at), ..freshness }).await?;
+    let wanted = freshness.min_position.max(at);
+    queries.wait(Freshness { min_position: wanted, ..freshness }).await.map_err(|problem| match problem.slug() {
+        "position-unknown" if wanted == at => {
+            Problem::of("position-unknown").at("/atPosition", "this position is beyond the head")
+        }
+        _ => problem,
+    })?;
     let Found { position, item: (currency, held) } = queries.find(freshness, "wallet-not-found", read).await?;
     let currency = queries::currency(&currency)?;
     let balance = queries::balance(held.unwrap_or_default(), currency);

@@ -117,6 +117,8 @@ async fn a_position_beyond_the_head_is_unknown_and_not_waited_for() {
     ] {
         assert_eq!(partner.problem(&path).await, "422 position-unknown", "{path}");
     }
+    let refused = partner.call(&format!("/v1/wallets/{wallet}/balance?minPosition=1&atPosition={beyond}")).await.json();
+    assert_eq!(refused["errors"][0]["pointer"], "/atPosition", "{refused}");
 }
 
 #[tokio::test]
