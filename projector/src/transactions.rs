@@ -8,10 +8,11 @@ use api_contract::{
     Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, Scope, TransactionBody,
     WaitMs, key_hash,
 };
-use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use ledger_core::{PartnerId, Timestamp, TransactionId, TransactionKind, TransactionStatus, WalletId};
+use runtime::shutdown::Shutdown;
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -177,6 +178,7 @@ pub(crate) async fn show(
     client: Client,
     Path(id): Path<TransactionId>,
     Query(query): Query<FreshnessQuery>,
+    Extension(stop): Extension<Shutdown>,
 ) -> Result<impl IntoResponse, Problem> {
     client.require(Scope::TransactionsRead)?;
     let partner = queries::visible_to(&client)?;
@@ -201,8 +203,12 @@ pub(crate) async fn show(
     while found.item.status == TransactionStatus::Pending
         && let Some(deadline) = deadline
         && Instant::now() < deadline
+        && !stop.is_requested()
     {
-        queries.moved(found.position, deadline).await?;
+        tokio::select! {
+            moved = queries.moved(found.position, deadline) => moved?,
+            () = stop.requested() => {} // what is known now is a better answer than a connection that breaks
+        }
         found = queries.find(freshness, "transaction-not-found", find).await?;
         sleep(LOOK.min(deadline.saturating_duration_since(Instant::now()))).await;
     }

@@ -6,8 +6,9 @@
 //!
 //! # What is not promised
 //! A handler runs inside its connection: when that breaks, or the drain after a stop ends, the handler
-//! is dropped wherever it waits. What must run to its end is spawned by its handler. Streams without
-//! end should listen to the shutdown themselves, for the drain waits for them.
+//! is dropped wherever it waits. What must run to its end is spawned by its handler. Whatever waits or
+//! streams for long should listen to the [`Shutdown`] among its request's extensions, for the drain
+//! waits for it.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -153,10 +154,11 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: A
     }
     let socket = Socket::new(stream, limits.clone());
     let conversation = socket.conversation();
+    let told = shutdown.clone();
     let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
     let service = service_fn(move |request| {
         conversation.handling();
-        Box::pin(answer(request, peer, router.clone(), limits.clone(), conversation.clone()))
+        Box::pin(answer(request, peer, router.clone(), limits.clone(), conversation.clone(), told.clone()))
     });
     let mut connection = http1::Builder::new()
         .header_read_timeout(None) // the socket has better clocks
@@ -186,6 +188,7 @@ async fn answer(
     mut router: Router,
     limits: Arc<Limits>,
     conversation: Arc<Conversation>,
+    shutdown: Shutdown,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
@@ -200,6 +203,7 @@ async fn answer(
     if refusal.is_none() {
         parts.extensions.insert(id.clone());
         parts.extensions.insert(ConnectInfo(peer));
+        parts.extensions.insert(shutdown);
         match AssertUnwindSafe(router.call(Request::from_parts(parts, body))).catch_unwind().await {
             Ok(Ok(answered)) if answered.status().is_client_error() || answered.status().is_server_error() => {
                 refusal = fault.get().cloned(); // the handler saw a broken body; we know why

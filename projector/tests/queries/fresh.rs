@@ -143,6 +143,22 @@ async fn a_pending_transaction_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_answers_whoever_waits_with_what_is_known() {
+    let system = System::start().await;
+    let partner = system.partner().await;
+    let wallet = system.wallet(&partner, "alice").await;
+    let transaction = system.request_top_up(&partner, wallet, "25.00").await;
+    let path = format!("/v1/transactions/{transaction}");
+    assert_eq!(partner.get(&path).await["status"], "PENDING");
+    let begun = Instant::now();
+    let waiting = tokio::spawn(async move { partner.get(&format!("{path}?waitMs=20000")).await });
+    sleep(Duration::from_millis(100)).await;
+    system.stop();
+    assert_eq!(waiting.await.unwrap()["status"], "PENDING");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn two_projectors_fold_everything_once() {
     let mut system = System::start().await;
     let other = Progress::default();

@@ -247,6 +247,11 @@ impl System {
         self.scalar("select max(position) from ledger.events").await
     }
 
+    /// Asks the servers and the relay to stop, but not the projector.
+    pub(crate) fn stop(&self) {
+        self.shutdown.trigger();
+    }
+
     /// Waits until all views are at the head.
     pub(crate) async fn caught_up(&self) {
         let head = self.head().await;
