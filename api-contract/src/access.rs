@@ -80,8 +80,8 @@ struct Shared {
     keys_sought: Mutex<Option<Instant>>,
     tokens: RwLock<HashMap<[u8; 32], Arc<Verified>>>,
     revoked: RwLock<Revoked>,
-    /// Held while revocations are being read.
-    reading: Mutex<()>,
+    /// Held while a verification reads revocations; when one last failed to.
+    reading: Mutex<Option<Instant>>,
 }
 
 /// The families that ended early, as far as they are known here.
@@ -110,6 +110,7 @@ const REVOCATIONS_AGE_MAX: Duration = Duration::from_secs(4);
 
 /// A statement about tokens that takes longer has failed.
 const STATEMENT_TIME: Duration = Duration::from_secs(2);
+const STATEMENT_MILLIS: &str = "2000"; // the same, for Postgres
 
 /// A transaction may commit a revocation this long after the moment that it wrote down.
 const REVOCATION_OVERLAP: time::Duration = time::Duration::seconds(30);
@@ -125,9 +126,11 @@ const CLEAR_EVERY: Duration = Duration::from_secs(300);
 impl Access {
     /// Connects as the role `daybook_access`, and makes the first signing key if there is none yet.
     pub async fn connect(database_url: &str, seal: Seal) -> Result<Self, AccessError> {
-        let options = PgConnectOptions::from_str(database_url)?
-            .application_name("daybook_access")
-            .options([("role", "daybook_access"), ("jit", "off")]);
+        let options = PgConnectOptions::from_str(database_url)?.application_name("daybook_access").options([
+            ("role", "daybook_access"),
+            ("jit", "off"),
+            ("statement_timeout", STATEMENT_MILLIS),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(STATEMENT_TIME)
@@ -146,7 +149,7 @@ impl Access {
                 newest: OffsetDateTime::UNIX_EPOCH,
                 read_at: Instant::now(),
             }),
-            reading: Mutex::new(()),
+            reading: Mutex::new(None),
         });
         shared.read_keys().await?;
         shared.read_revocations().await?;
@@ -416,8 +419,9 @@ impl Shared {
         }
         let mut sought = self.keys_sought.lock().await;
         if sought.is_none_or(|at| KEYS_SOUGHT_EVERY <= at.elapsed()) {
-            *sought = Some(Instant::now());
-            self.read_keys().await?;
+            let read = self.read_keys().await;
+            *sought = Some(Instant::now()); // after the reading, however long it took: those who waited do not try again
+            read?;
         }
         self.known_key(kid).ok_or_else(token::invalid)
     }
@@ -447,9 +451,18 @@ impl Shared {
 
     async fn check_revoked(&self, family: Uuid) -> Result<(), Problem> {
         if REVOCATIONS_AGE_MAX < self.revocations_age() {
-            let _alone = self.reading.lock().await;
+            let asked = Instant::now();
+            let mut failed = self.reading.lock().await;
             if REVOCATIONS_AGE_MAX < self.revocations_age() {
-                self.read_revocations().await?;
+                // Those who waited while one of them tried share its failure: each trying in turn would make a queue
+                // of their waits, as long as the outage lets it grow.
+                if failed.is_some_and(|at| asked <= at) {
+                    return Err(Problem::of("storage-unavailable"));
+                }
+                if let Err(error) = self.read_revocations().await {
+                    *failed = Some(Instant::now());
+                    return Err(error.into());
+                }
             }
         }
         let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner).families.contains_key(&family);

@@ -1,6 +1,7 @@
 //! Claims about callers: what a login gives, what ends it, and who is not let in. On a real Postgres.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api_contract::{Access, AccessError, Client, NewClient, Problem, Scope, Scopes, Seal, Secret, TokenPair};
@@ -13,6 +14,7 @@ use local_stack::testing::TestDatabase;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::http::{Answer, PATIENCE, Server};
@@ -349,6 +351,31 @@ async fn when_revocations_cannot_be_read_nobody_is_let_in_until_they_can() {
 
     let back = format!("alter database {name} allow_connections true");
     sqlx::query(&back).execute(&mut admin).await.unwrap();
+    eventually(PATIENCE, || service.me(&pair), 200).await;
+}
+
+#[tokio::test]
+async fn in_an_outage_callers_are_answered_soon_and_do_not_queue_for_each_other() {
+    let database = database().await;
+    let service = Arc::new(Service::start(&database).await);
+    let pair = log_in(&service.access, &partners_client()).await;
+    let mut owner = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("begin; lock table access.revocations").execute(&mut owner).await.unwrap();
+    eventually(PATIENCE, || service.me(&pair), 503).await;
+
+    let begun = Instant::now();
+    let mut callers = JoinSet::new();
+    for _ in 0..8 {
+        let (service, pair) = (service.clone(), pair.clone());
+        callers.spawn(async move { service.me(&pair).await });
+    }
+    for answer in callers.join_all().await {
+        answer.is_problem(503, "storage-unavailable");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}, where one alone takes 2 s");
+
+    sqlx::query("rollback").execute(&mut owner).await.unwrap();
     eventually(PATIENCE, || service.me(&pair), 200).await;
 }
 
