@@ -32,18 +32,33 @@ pub(crate) struct Credentials {
 pub(crate) struct ConnectionFile(PathBuf);
 
 impl ConnectionFile {
+    /// Removes what a system that was killed has left: whoever waits for the file must not take the old one for ours.
+    /// Only for the owner of the directory's lock.
+    pub(crate) fn remove_stale(data_dir: &Path) -> anyhow::Result<()> {
+        let path = data_dir.join(FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One member a line, so that a shell can take a line and hand its object on.
     pub(crate) fn write(data_dir: &Path, connection: &Connection) -> anyhow::Result<Self> {
         let members = serde_json::to_value(connection)?;
         let members = members.as_object().expect("a struct is an object");
         let order = ["pid", "baseUrl", "bankUrl", "databaseUrl", "natsUrl", "admin", "demoPartner"];
         let lines: Vec<_> = order.iter().map(|name| format!("  \"{name}\": {}", members[*name])).collect();
-        let path = data_dir.join("connection.json");
+        let path = data_dir.join(FILE);
         write_private(&path, format!("{{\n{}\n}}\n", lines.join(",\n")).as_bytes())?;
         Ok(Self(path))
     }
+}
 
-    pub(crate) fn remove(self) {
+/// However the system comes to its end, as long as it comes there by itself.
+impl Drop for ConnectionFile {
+    fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.0) {
             tracing::warn!(%error, path = %self.0.display(), "the connection file stays behind");
         }
@@ -57,7 +72,12 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
         let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(content)?;
         file.sync_all()?;
-        std::fs::rename(&new, path)
+        std::fs::rename(&new, path)?;
+        // The name must be on the disk too before anything is sealed with a key that only this file has.
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     };
     write().with_context(|| format!("writing {}", path.display()))
 }
+
+const FILE: &str = "connection.json";

@@ -19,6 +19,7 @@ mod up;
 mod verify;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -62,12 +63,20 @@ fn main() -> ExitCode {
     // For HTTPS to webhook receivers; nothing else speaks TLS before this.
     rustls::crypto::ring::default_provider().install_default().expect("installed once, here");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(options)));
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let done = runtime.block_on(run(options));
+        // Dropped, it would wait for threads without a bound: one that asks a silent name server can take minutes.
+        runtime.shutdown_timeout(THREADS_TIME);
+        done
+    });
     done.unwrap_or_else(|error| {
         eprintln!("daybook: {error:#}");
         ExitCode::from(2)
     })
 }
+
+/// For threads that are still busy when all is done; nothing depends on what they find.
+const THREADS_TIME: Duration = Duration::from_millis(500);
 
 async fn run(options: Options) -> anyhow::Result<ExitCode> {
     match options.command {

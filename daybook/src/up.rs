@@ -3,8 +3,10 @@
 //! The services are the same code that their own binaries run, each with its own connections and its own role in
 //! Postgres, and they speak to each other as they do when they are apart: over NATS and HTTP.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ use runtime::shutdown::Shutdown;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 use webhook_dispatcher::{Dispatcher, Schedule};
 
@@ -62,12 +64,19 @@ const DEMO_CURRENCIES: [&str; 9] = ["EUR", "GBP", "GHS", "JPY", "KES", "KWD", "N
 /// For all tasks to end after a stop was requested; what takes longer is cut off, and the log has what was acknowledged.
 const STOP_TIME: Duration = Duration::from_secs(8);
 
+/// For the engine, which has nobody left who asks, to finish what it has taken on.
+const LEDGER_STOP_TIME: Duration = Duration::from_secs(2);
+
+/// For all of this, and for a start that is stopped before its end. The servers' own end takes nine seconds at most, so
+/// it stays within the 20 s that API.md promises.
+const ORDERLY_END_TIME: Duration = Duration::from_secs(10);
+
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     runtime::telemetry::init("daybook");
     let shutdown = runtime::shutdown::signal();
     std::fs::create_dir_all(&options.data_dir)
         .with_context(|| format!("creating the data directory {}", options.data_dir.display()))?;
-    let announce: local_stack::Announce = |step| println!("{step}");
+    let announce: local_stack::Announce = say;
     let stack_options = local_stack::Options { announce, ..local_stack::Options::from_env() };
     let stack = tokio::select! {
         stack = Stack::start(&options.data_dir, stack_options) => stack?,
@@ -80,12 +89,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     runtime::telemetry::flush();
     stack.stop().await.context("stopping the servers")?;
     served?;
-    println!("stopped");
+    say("stopped");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Starts every service and runs until a stop is requested or one of them ends.
 async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow::Result<()> {
+    ConnectionFile::remove_stale(&options.data_dir)?; // the stack holds the directory's lock
     let (database_url, nats_url) = (stack.database_url(), stack.nats_url());
     migrations::run(database_url).await?;
     let mut installation = Installation::open(&options.data_dir)?;
@@ -117,7 +127,14 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
     let server = runtime::http::serve(listener, router, limits, shutdown.clone());
     tasks.spawn("http", async move { Ok(server.await?) });
 
-    until_ready(&base_url).await?;
+    let mut ended = pin!(tasks.run());
+    tokio::select! {
+        ready = until_ready(&base_url) => ready?,
+        ended = &mut ended => {
+            ledger.stop(LEDGER_STOP_TIME).await;
+            return ended; // a stop during the start, or a service that could not start and says why
+        }
+    }
     let connection = Connection {
         pid: std::process::id(),
         base_url: base_url.clone(),
@@ -128,13 +145,13 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
         demo_partner: (!options.no_demo).then(|| installation.demo_partner.credentials()),
     };
     let connection_file = ConnectionFile::write(&options.data_dir, &connection)?;
-    println!("Daybook is ready at {base_url}");
-    println!("  the API explained   {base_url}/docs");
-    println!("  credentials         {}", options.data_dir.join("connection.json").display());
+    say(&format!("Daybook is ready at {base_url}"));
+    say(&format!("  the API explained   {base_url}/docs"));
+    say(&format!("  credentials         {}", options.data_dir.join("connection.json").display()));
 
-    let ended = tasks.run().await;
-    ledger.stop(Duration::from_secs(5)).await;
-    connection_file.remove();
+    let ended = ended.await;
+    ledger.stop(LEDGER_STOP_TIME).await;
+    drop(connection_file);
     ended
 }
 
@@ -236,6 +253,7 @@ impl Tasks {
     /// Until all have ended. An end that nobody asked for is a failure of the whole.
     async fn run(mut self) -> anyhow::Result<()> {
         let mut failure = None;
+        let mut deadline = None;
         let mut next = self.set.join_next().await;
         while let Some(ended) = next {
             let asked = self.shutdown.is_requested();
@@ -247,7 +265,8 @@ impl Tasks {
             };
             failure = failure.or(told);
             self.shutdown.trigger();
-            next = match timeout(STOP_TIME, self.set.join_next()).await {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + STOP_TIME); // one for all, not one for each
+            next = match timeout_at(deadline, self.set.join_next()).await {
                 Ok(next) => next,
                 Err(_) => {
                     tracing::warn!(tasks = self.set.len(), "not everything ended in time; the rest is cut off");
@@ -338,7 +357,12 @@ async fn until_ready(base_url: &str) -> anyhow::Result<()> {
 /// A stop was requested, and the orderly end has not come in the time that it may take.
 async fn interrupted(shutdown: &Shutdown) {
     shutdown.requested().await;
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    tokio::time::sleep(ORDERLY_END_TIME).await;
+}
+
+/// A line for whoever started us, if they still read: a closed pipe must not end a ledger.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// How to reach a listener from this machine.

@@ -210,7 +210,7 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8], user: Option<User>) -> Re
         }
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        File::open(directory)?.sync_all() // the name too: a cluster whose password is lost opens for nobody
     };
     write().map_err(|source| StackError::io(format!("writing {}", path.display()), source))
 }

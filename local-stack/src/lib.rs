@@ -153,7 +153,7 @@ impl Stack {
         &self.nats_url
     }
 
-    /// Stops the private servers in order, within a bound. Given ones keep running.
+    /// Stops the private servers, within nine seconds. Given ones keep running.
     pub async fn stop(self) -> Result<(), StackError> {
         let postgres = async {
             match &self.postgres {

@@ -98,7 +98,7 @@ impl PrivateNats {
     }
 
     pub(crate) async fn stop(&self) -> Result<(), StackError> {
-        self.end(&[("TERM", Duration::from_secs(20)), ("KILL", Duration::from_secs(5))]).await
+        self.end(&[("TERM", Duration::from_secs(5)), ("KILL", Duration::from_secs(2))]).await
     }
 
     pub(crate) async fn kill(&self) -> Result<(), StackError> {

@@ -1,7 +1,9 @@
 //! Starting, stopping and dying.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -79,6 +81,86 @@ async fn kill_9_loses_nothing_acknowledged_and_leaves_no_process_behind() {
     assert_eq!(answer(balance, StatusCode::OK).await["balance"], "4.00", "400 calls moved 0.01 once each");
     let (sound, report) = run(&["audit", "--database-url", daybook.database_url()]);
     assert!(sound, "{report}");
+}
+
+#[tokio::test]
+async fn a_stop_during_the_start_is_clean_too() {
+    let directory = DataDirectory::new();
+    for delay in [0, 300, 600, 1_000, 1_500, 2_500] {
+        let starting = Daybook::begin(&directory, &[], Stdio::null());
+        // From then on it listens to signals; and then not waiting for anything, since any moment will do.
+        let owner = || async { std::fs::read_to_string(directory.path().join("lock")).unwrap_or_default() };
+        eventually("it owns the directory", owner, |owner| *owner == starting.id().to_string()).await;
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let status = starting.terminate().await;
+        assert!(status.success(), "stopped after {delay} ms: {status}\n{}", directory.log());
+        assert!(!directory.connection_file().exists(), "stopped after {delay} ms");
+    }
+    eventually("every process is gone", || async { processes(directory.path()) }, Vec::is_empty).await;
+    Daybook::start(&directory, &[]).await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_clients_that_will_not_end() {
+    let directory = DataDirectory::new();
+    let daybook = Daybook::start(&directory, &[]).await;
+    let (admin, partner) = (daybook.login("admin").await, daybook.login("demoPartner").await);
+    let wallet = daybook.wallet("alice", "5.00").await;
+    let address = daybook.base_url().strip_prefix("http://").unwrap().to_owned();
+
+    // A stream that nobody reads, a head and a body that do not end, a call that waits, and a load of commands.
+    let stream = daybook.get(&admin, "/v1/events").header("accept", "application/x-ndjson").send().await.unwrap();
+    let mut unfinished = Vec::new();
+    for text in [
+        "GET /v1/head HTTP/1.1\r\nhost: d\r\n".to_owned(),
+        format!(
+            "POST /v1/wallets HTTP/1.1\r\nhost: d\r\nauthorization: Bearer {partner}\r\n\
+             content-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+        ),
+    ] {
+        let mut socket = std::net::TcpStream::connect(&address).unwrap();
+        socket.write_all(text.as_bytes()).unwrap();
+        unfinished.push(socket);
+    }
+    let top_up = json!({"walletId": wallet, "amount": "1.00", "currency": "EUR"});
+    let pending = daybook.post_with_key(&partner, "/v1/transactions/top-up", "t", top_up);
+    let pending = answer(pending, StatusCode::ACCEPTED).await["id"].as_str().unwrap().to_owned();
+    let waiting = daybook.get(&partner, &format!("/v1/transactions/{pending}?waitMs=30000")).send();
+    let waiting = tokio::spawn(waiting);
+    let open = |call: usize| json!({"userId": format!("user-{call}"), "currency": "EUR"});
+    let load: Vec<_> =
+        (0..200).map(|call| tokio::spawn(daybook.post(&partner, "/v1/wallets", open(call)).send())).collect();
+
+    let status = daybook.terminate().await;
+    assert!(status.success(), "{status}\n{}", directory.log());
+    for call in load {
+        call.await.unwrap().ok(); // answered or cut off, but not left hanging
+    }
+    drop((stream, unfinished, waiting.await.unwrap().ok()));
+}
+
+#[tokio::test]
+async fn nobody_reading_what_it_prints_does_not_end_it() {
+    let directory = DataDirectory::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let starting = Daybook::begin(&directory, &["--no-demo"], writer.into());
+    drop(reader);
+    let daybook = starting.ready(&directory).await;
+    let status = daybook.terminate().await;
+    assert!(status.success(), "{status}\n{}", directory.log());
+}
+
+#[tokio::test]
+async fn what_a_killed_system_left_is_not_taken_for_a_ready_one() {
+    let directory = DataDirectory::new();
+    let mut daybook = Daybook::start(&directory, &["--no-demo"]).await;
+    daybook.kill();
+    assert!(directory.connection_file().exists());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (started, said) = run(&["up", "--listen", &address, "--data-dir", directory.path().to_str().unwrap()]);
+    assert!(!started && said.contains("another daybook?"), "{said}");
+    assert!(!directory.connection_file().exists(), "there is nothing that it could connect to");
 }
 
 #[tokio::test]

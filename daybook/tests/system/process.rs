@@ -35,6 +35,19 @@ impl DataDirectory {
     pub(crate) fn connection_file(&self) -> PathBuf {
         self.path().join("connection.json")
     }
+
+    /// What the processes on this directory have logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap()
+    }
+
+    fn open_log(&self) -> File {
+        File::options().create(true).append(true).open(self.log_file()).unwrap()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.path().join("daybook.log")
+    }
 }
 
 /// A running system. Dropping it kills it, and with it its servers.
@@ -47,8 +60,12 @@ pub(crate) struct Daybook {
 impl Daybook {
     /// Starts and waits until it says that it is ready.
     pub(crate) async fn start(directory: &DataDirectory, options: &[&str]) -> Self {
+        Self::begin(directory, options, directory.open_log().into()).ready(directory).await
+    }
+
+    /// Starts; whether it is ready nobody knows yet.
+    pub(crate) fn begin(directory: &DataDirectory, options: &[&str], stdout: Stdio) -> Self {
         rustls::crypto::ring::default_provider().install_default().ok(); // another test was first
-        let log = File::options().create(true).append(true).open(directory.path().join("daybook.log")).unwrap();
         let child = Command::new(PROGRAM)
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(directory.path())
@@ -56,12 +73,15 @@ impl Daybook {
             .env_remove("DAYBOOK_DATABASE_URL")
             .env_remove("DAYBOOK_NATS_URL")
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
+            .stdout(stdout)
+            .stderr(directory.open_log())
             .spawn()
             .unwrap();
-        let mut daybook =
-            Self { child, connection: Value::Null, client: Client::builder().no_proxy().build().unwrap() };
+        Self { child, connection: Value::Null, client: Client::builder().no_proxy().build().unwrap() }
+    }
+
+    pub(crate) async fn ready(self, directory: &DataDirectory) -> Self {
+        let mut daybook = self;
         let begin = Instant::now();
         loop {
             let connection = std::fs::read_to_string(directory.connection_file()).ok();
@@ -72,11 +92,14 @@ impl Daybook {
             }
             let ended = daybook.child.try_wait().unwrap();
             if ended.is_some() || START_TIME < begin.elapsed() {
-                let log = std::fs::read_to_string(directory.path().join("daybook.log")).unwrap();
-                panic!("not ready after {:?}, ended {ended:?}:\n{log}", begin.elapsed());
+                panic!("not ready after {:?}, ended {ended:?}:\n{}", begin.elapsed(), directory.log());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn base_url(&self) -> &str {
