@@ -36,6 +36,8 @@ create table views.wallets (
 );
 create index on views.wallets (partner_id, position) where partner_id is not null;
 create index on views.wallets (user_id, position) where user_id is not null;
+-- A partner is shown with these few among its wallets.
+create index on views.wallets (partner_id, position) where kind = 'SETTLEMENT';
 
 -- What each wallet holds now. Small rows with room beside them: this is where the same row is written again and again.
 create table views.balances (
