@@ -22,7 +22,7 @@ use crate::{VIEWS, View};
 #[serde(rename_all = "camelCase")]
 pub struct RebuildReport {
     pub view: &'static str,
-    /// Of the new version.
+    /// Of the new version, shortly before it was switched in: nobody is kept waiting for the counting.
     pub rows: i64,
     /// Up to where the new version was folded when it was switched in.
     pub position: i64,
@@ -62,7 +62,8 @@ pub async fn rebuild(
         let report = rebuild_one(&mut connection, &log, view, &mut told).await;
         reports.push(report.with_context(|| format!("rebuilding {}", view.name))?);
     }
-    sqlx::query("drop schema if exists views_next").execute(&mut connection).await?;
+    // With what a rebuild of other views may have left when it was cut short.
+    sqlx::query("drop schema if exists views_next cascade").execute(&mut connection).await?;
     connection.close().await?;
     Ok(reports)
 }
@@ -107,12 +108,15 @@ async fn rebuild_one(
     next.fold_to(connection, log, top, progress).await?;
     sqlx::query(&format!("analyze views_next.{name}")).execute(&mut *connection).await?;
 
-    // The projector moves the checkpoints before anything else, so it waits here, holding nothing.
+    let rows =
+        sqlx::query_scalar(&format!("select count(*) from views_next.{name}")).fetch_one(&mut *connection).await?;
+
+    // The projector moves the checkpoints before anything else, so it waits here, holding nothing. Locked row by row,
+    // they could be met in another order than by the projector.
     let mut tx = connection.begin().await?;
-    sqlx::query("select from views.checkpoints for update").execute(&mut *tx).await?;
+    sqlx::query("lock table views.checkpoints in share row exclusive mode").execute(&mut *tx).await?;
     let top = top_of(&mut tx).await?;
     next.fold_to(&mut tx, log, top, progress).await?;
-    let rows = sqlx::query_scalar(&format!("select count(*) from views_next.{name}")).fetch_one(&mut *tx).await?;
     switch(&mut tx, name).await?;
     sqlx::query("update views.checkpoints set position = $2, commit_number = $3 where view = $1")
         .bind(name)

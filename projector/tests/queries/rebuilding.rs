@@ -86,6 +86,15 @@ async fn a_view_is_rebuilt_while_the_ledger_the_projector_and_queries_go_on() {
 }
 
 #[tokio::test]
+async fn what_a_rebuild_of_another_view_left_when_it_was_cut_short_is_in_nobodys_way() {
+    let (system, _) = busy().await;
+    system.sql("create schema views_next; create table views_next.entries (like views.entries including all)").await;
+    let reports = rebuild(&system.database_url, Some("balances"), |_, _| {}).await.unwrap();
+    assert_eq!(reports[0].differed, 0);
+    assert!(!system.scalar::<bool>("select to_regnamespace('views_next') is not null").await);
+}
+
+#[tokio::test]
 async fn a_rebuilt_table_is_made_as_the_migration_made_it() {
     let (system, _) = busy().await;
     let shape = "select string_agg(format('%s %s %s %s %s', c.relname, c.reloptions, c.relowner::regrole,
