@@ -148,9 +148,9 @@ pub(crate) async fn show(
         Ok(Found { position, item: currency.map(|currency| (currency, held)) })
     };
     let freshness = Freshness::new(min_position, wait_ms);
-    let wanted = freshness.min_position.max(at);
-    queries.wait(Freshness { min_position: wanted, ..freshness }).await.map_err(|problem| match problem.slug() {
-        "position-unknown" if wanted == at => {
+    let freshness = Freshness { min_position: freshness.min_position.max(at), ..freshness };
+    queries.wait(freshness).await.map_err(|problem| match problem.slug() {
+        "position-unknown" if freshness.min_position == at => {
             Problem::of("position-unknown").at("/atPosition", "this position is beyond the head")
         }
         _ => problem,

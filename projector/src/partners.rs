@@ -85,9 +85,11 @@ pub(crate) async fn list(
     const ROUTE: &str = "/v1/partners";
     client.require(Scope::Admin)?;
     let before = queries.after(ROUTE, None, "", query.cursor.as_deref())?;
-    queries.wait(Freshness::new(query.min_position, query.wait_ms)).await?;
+    let freshness = Freshness::new(query.min_position, query.wait_ms);
+    queries.wait(freshness).await?;
     let limit = query.limit.unwrap_or_default().get();
     let Found { position, item: partners } = read(&queries, None, before, queries::one_more(limit)).await?;
+    queries::reflects(freshness, position)?;
     Ok((Position(position), Json(queries.page(ROUTE, None, "", limit, partners))))
 }
 

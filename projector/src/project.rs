@@ -7,6 +7,7 @@
 //! It connects with `synchronous_commit` off: a crash of Postgres may lose the last pages together with their
 //! checkpoints, and the log, which loses nothing, has them all. Waiting for the disk would only make views late.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use event_feed::{FeedSettings, Follow, Log};
 use runtime::shutdown::Shutdown;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::page::{Page, PageError};
@@ -36,8 +37,10 @@ pub struct Progress(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     position: watch::Sender<i64>,
-    /// Whether a projecting task of this process moves it.
+    /// Whether a projecting task of this process moves it at the moment.
     fed: AtomicBool,
+    /// Held by the one query that reads the checkpoints for all that wait.
+    polling: Mutex<()>,
 }
 
 /// One to write, one to read the log meanwhile.
@@ -52,6 +55,9 @@ const LOOK_BACK: Duration = Duration::from_secs(1);
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for connections to be given back.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A page could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +85,13 @@ pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) 
             () = shutdown.requested() => break,
             Err(error) = session => error,
         };
+        // Until it works again others may move the views, and a crash of Postgres may have moved them back.
+        progress.0.fed.store(false, Ordering::Relaxed);
         if worked {
             pause = PAUSE_MIN;
             told = false;
         }
         if !is_passing(&error) {
-            progress.0.fed.store(false, Ordering::Relaxed);
             return Err(error);
         }
         if matches!(error.downcast_ref(), Some(ProjectError::Overtaken)) {
@@ -98,7 +105,8 @@ pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) 
         }
     }
     progress.0.fed.store(false, Ordering::Relaxed);
-    pool.close().await;
+    // A connection may be waiting for an answer that never comes.
+    _ = timeout(CLOSING, pool.close()).await;
     Ok(())
 }
 
@@ -116,13 +124,16 @@ async fn session(
     loop {
         // Commits here do not wait for the disk, so a crash of Postgres may take the last ones back. If it is up again
         // before we ask it anything, no error tells; with nothing new to write, only looking does.
-        let Ok(commits) = timeout(LOOK_BACK, follow.next()).await else {
+        // What was begun to be read is read on: on a slow machine a page may take longer than until the next look.
+        let mut next = pin!(follow.next());
+        let commits = loop {
+            if let Ok(commits) = timeout(LOOK_BACK, &mut next).await {
+                break commits?;
+            }
             if checkpoints(&mut *pool.acquire().await?).await?.iter().any(|(_, at, _)| *at != position) {
                 return Err(ProjectError::Overtaken.into());
             }
-            continue;
         };
-        let commits = commits?;
         let page = Page::read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
         position = page.position;
@@ -211,6 +222,11 @@ impl Progress {
 
     pub(crate) fn is_fed(&self) -> bool {
         self.0.fed.load(Ordering::Relaxed)
+    }
+
+    /// The turn to read the checkpoints for everyone who waits.
+    pub(crate) async fn polling(&self) -> MutexGuard<'_, ()> {
+        self.0.polling.lock().await
     }
 
     /// A query has seen the views at this position.

@@ -83,12 +83,9 @@ impl Queries {
         }
         let mut seen = self.progress.subscribe();
         let head = || async { Ok(self.head().await?.position) };
-        let waited = freshness.wait(&mut seen, head);
-        if self.progress.is_fed() {
-            return waited.await;
-        }
         tokio::select! {
-            waited = waited => waited,
+            biased; // what is there already needs no question
+            waited = freshness.wait(&mut seen, head) => waited,
             problem = self.poll() => Err(problem),
         }
     }
@@ -105,13 +102,16 @@ impl Queries {
         F: Future<Output = Result<Found<Option<T>>, Problem>>,
     {
         let Found { position, item } = read().await?;
+        reflects(freshness, position)?;
         if let Some(item) = item {
             return Ok(Found { position, item });
         }
         let head = self.head().await?.position;
         if position < head {
-            self.wait(Freshness { min_position: Some(head), ..freshness }).await?;
+            let freshness = Freshness { min_position: Some(head), ..freshness };
+            self.wait(freshness).await?;
             let Found { position, item } = read().await?;
+            reflects(freshness, position)?;
             if let Some(item) = item {
                 return Ok(Found { position, item });
             }
@@ -123,11 +123,8 @@ impl Queries {
     pub(crate) async fn moved(&self, position: i64, deadline: Instant) -> Result<(), Problem> {
         let mut seen = self.progress.subscribe();
         let moved = async { _ = timeout_at(deadline, seen.wait_for(|reached| position < *reached)).await };
-        if self.progress.is_fed() {
-            moved.await;
-            return Ok(());
-        }
         tokio::select! {
+            biased;
             () = moved => Ok(()),
             problem = self.poll() => Err(problem),
         }
@@ -160,13 +157,17 @@ impl Queries {
         Page { data, has_more: page.has_more, next_cursor: page.next_cursor }
     }
 
-    /// Reads how far the views are, again and again; ends only with a problem.
+    /// Reads how far the views are, again and again, while no task of this process tells; ends only with a problem.
+    /// One query reads for all that wait, and the next one takes over when it leaves.
     async fn poll(&self) -> Problem {
+        let _turn = self.progress.polling().await;
         loop {
-            let position = sqlx::query_scalar("select min(position) from checkpoints").fetch_one(self.pool()).await;
-            match position {
-                Ok(position) => self.progress.seen(position),
-                Err(error) => return failed(error),
+            if !self.progress.is_fed() {
+                let position = sqlx::query_scalar("select min(position) from checkpoints").fetch_one(self.pool()).await;
+                match position {
+                    Ok(position) => self.progress.seen(position),
+                    Err(error) => return failed(error),
+                }
             }
             sleep(POLL).await;
         }
@@ -229,6 +230,15 @@ pub(crate) fn visible_to(client: &Client) -> Result<Option<PartnerId>, Problem> 
         return Ok(None);
     }
     client.partner().map(Some)
+}
+
+/// What was read must have what was waited for: a crash of Postgres may take back the last pages of the views, and then
+/// what is remembered of their progress is not true for a while.
+pub(crate) fn reflects(freshness: Freshness, position: i64) -> Result<(), Problem> {
+    match freshness.min_position {
+        Some(wanted) if position < wanted => Err(Problem::of("projection-behind")),
+        _ => Ok(()),
+    }
 }
 
 /// A statement failed: it took too long, or Postgres is not well.

@@ -24,8 +24,10 @@ use crate::page::{Page, Step};
 use crate::queries::{self, Found, Queries};
 use crate::wallets::{FreshnessQuery, reflected};
 
-/// How often a pending transaction is looked at while someone waits for its end.
-const LOOK: Duration = Duration::from_millis(20);
+/// Pauses between two looks at a pending transaction while someone waits for its end. Many may wait while the views
+/// move on and on, so each looks more and more seldom.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_millis(250);
 
 #[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -130,7 +132,8 @@ pub(crate) async fn list(
     let texts = (&query.user_id, &query.reference, key);
     let filters = format!("{:?}", (query.wallet_id, texts, kind, status, query.from, query.to));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
-    queries.wait(Freshness::new(query.min_position, query.wait_ms)).await?;
+    let freshness = Freshness::new(query.min_position, query.wait_ms);
+    queries.wait(freshness).await?;
     let limit = query.limit.unwrap_or_default().get();
     let rows = sqlx::query(
         "select c.position as reflected, t.position as place, t.body from checkpoints c
@@ -159,6 +162,7 @@ pub(crate) async fn list(
     .await
     .map_err(queries::failed)?;
     let position = reflected(&rows)?;
+    queries::reflects(freshness, position)?;
     let found = rows.iter().filter_map(|row| read(row, partner).transpose()).collect::<Result<Vec<_>, _>>()?;
     Ok((Position(position), Json(queries.page(ROUTE, partner, &filters, limit, found))))
 }
@@ -200,6 +204,7 @@ pub(crate) async fn show(
     let deadline = query.wait_ms.map(|wait| Instant::now() + wait.duration());
     queries.wait(freshness).await?;
     let mut found = queries.find(freshness, "transaction-not-found", find).await?;
+    let mut look = LOOK_MIN;
     while found.item.status == TransactionStatus::Pending
         && let Some(deadline) = deadline
         && Instant::now() < deadline
@@ -210,7 +215,8 @@ pub(crate) async fn show(
             () = stop.requested() => {} // what is known now is a better answer than a connection that breaks
         }
         found = queries.find(freshness, "transaction-not-found", find).await?;
-        sleep(LOOK.min(deadline.saturating_duration_since(Instant::now()))).await;
+        sleep(look.min(deadline.saturating_duration_since(Instant::now()))).await;
+        look = LOOK_MAX.min(look * 2);
     }
     Ok((Position(found.position), Json(found.item)))
 }

@@ -128,7 +128,8 @@ pub(crate) async fn list(
     let status = query.status.map(name);
     let filters = format!("{:?}", (&query.user_id, query.currency, status));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
-    queries.wait(Freshness::new(query.min_position, query.wait_ms)).await?;
+    let freshness = Freshness::new(query.min_position, query.wait_ms);
+    queries.wait(freshness).await?;
     let limit = query.limit.unwrap_or_default().get();
     let rows = sqlx::query(&format!(
         "select c.position as reflected, w.* from checkpoints c
@@ -150,6 +151,7 @@ pub(crate) async fn list(
     .await
     .map_err(queries::failed)?;
     let position = reflected(&rows)?;
+    queries::reflects(freshness, position)?;
     let wallets = rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<Vec<_>, _>>()?;
     Ok((Position(position), Json(queries.page(ROUTE, partner, &filters, limit, wallets))))
 }

@@ -185,6 +185,68 @@ async fn two_projectors_fold_everything_once() {
 }
 
 #[tokio::test]
+async fn beside_a_projector_that_is_quicker_a_node_still_answers_what_is_there() {
+    let system = System::start().await;
+    let other = Progress::default();
+    let settings = projector::Settings {
+        database_url: system.database_url.clone(),
+        feed: event_feed::FeedSettings { nats_url: None, stream: String::new() },
+    };
+    let stop = runtime::shutdown::Shutdown::new();
+    let second = tokio::spawn(projector::follow(settings, other.clone(), stop.clone()));
+    let partner = system.partner().await;
+    let there = partner.at(system.serve(other).await);
+    let (from, to) = (system.wallet(&partner, "alice").await, system.wallet(&partner, "bob").await);
+    system.fund(&partner, from, "100.00").await;
+    for moved in 1..=60 {
+        let position = system.transfer(&partner, from, to, "1.00").await.position();
+        for node in [&partner, &there] {
+            let balance = node.get(&format!("/v1/wallets/{to}/balance?minPosition={position}&waitMs=5000")).await;
+            assert_eq!(balance["balance"], format!("{moved}.00"));
+        }
+    }
+    stop.trigger();
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn views_that_a_crash_took_back_are_not_taken_for_what_they_were() {
+    let mut system = System::start().await;
+    let partner = system.partner().await;
+    let wallet = system.wallet(&partner, "alice").await;
+    let transaction = transaction_of(&system.fund(&partner, wallet, "5.00").await);
+    system.caught_up().await;
+    let position = system.head().await;
+    let mut paths = [
+        format!("/v1/wallets/{wallet}"),
+        format!("/v1/wallets/{wallet}/balance"),
+        format!("/v1/wallets/{wallet}/entries"),
+        format!("/v1/transactions/{transaction}"),
+        "/v1/wallets".to_owned(),
+        "/v1/transactions".to_owned(),
+    ]
+    .map(|path| format!("{path}?minPosition={position}&waitMs=50"))
+    .to_vec();
+    for path in &paths {
+        partner.get(path).await; // from now on it is known that the views have come so far
+    }
+    system.stop_projecting().await;
+    // What is left of the last page after such a crash: nothing, and its checkpoint is gone with it.
+    system
+        .sql(&format!(
+            "delete from views.transactions where position = {position};
+             delete from views.entries where position = {position};
+             update views.balances set balance = 0, version = 1 where balance = 5;
+             update views.checkpoints set position = position - 1, commit_number = commit_number - 1"
+        ))
+        .await;
+    paths.push(format!("/v1/transactions/{transaction}?waitMs=50")); // answered 201, so never 404
+    for path in &paths {
+        assert_eq!(partner.problem(path).await, "503 projection-behind", "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_query_that_takes_too_long_is_given_up() {
     use sqlx::{Connection, PgConnection};
     let system = System::start_without_projecting().await;
