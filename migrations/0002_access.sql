@@ -31,6 +31,7 @@ create table access.refresh_tokens (
     used_at timestamptz -- a token is good once; seen again, somebody has copied it and the family ends
 );
 create index refresh_tokens_expires_at on access.refresh_tokens (expires_at); -- for clearing up
+create index refresh_tokens_client_id on access.refresh_tokens (client_id); -- removing a client looks for its tokens
 
 -- Families that ended early. Every service reads the new rows about once a second.
 create table access.revocations (
