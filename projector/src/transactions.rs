@@ -215,6 +215,9 @@ pub(crate) async fn show(
             () = stop.requested() => {} // what is known now is a better answer than a connection that breaks
         }
         found = queries.find(freshness, "transaction-not-found", find).await?;
+        if found.item.status != TransactionStatus::Pending {
+            break;
+        }
         sleep(look.min(deadline.saturating_duration_since(Instant::now()))).await;
         look = LOOK_MAX.min(look * 2);
     }
