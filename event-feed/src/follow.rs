@@ -335,7 +335,7 @@ async fn session(
     while let Some(message) = pulled.next().await {
         let message = message?;
         let sequence = message.info()?.stream_sequence;
-        if base + i64::try_from(sequence)? < shared.wanted.load(Ordering::Relaxed) {
+        if base.saturating_add(i64::try_from(sequence)?) < shared.wanted.load(Ordering::Relaxed) {
             continue;
         }
         if messages.send(bus::read(&message.payload).ok()).await.is_err() {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, ErrorCode, stream};
@@ -120,10 +121,13 @@ impl Relay {
     /// Publishes what comes after the cursor, until another relay gets in between or something fails.
     async fn relay(&self, jetstream: &jetstream::Context, mut cursor: Cursor) -> anyhow::Result<Fenced> {
         let subject = bus::subject(&self.settings.stream, cursor.base);
+        let bus = jetstream.client();
         let mut look = LOOK_MIN;
         loop {
             let commits = self.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
             if commits.is_empty() {
+                // With nothing to publish, nothing else would tell.
+                anyhow::ensure!(bus.connection_state() == State::Connected, "the connection to the bus is lost");
                 sleep(look).await;
                 look = LOOK_MAX.min(look * 2);
                 continue;
@@ -176,7 +180,8 @@ impl Relay {
         if let Some(field) = bus::difference(&bus::config(&self.settings.stream, base), config) {
             return Ok(Err(format!("its {field} is not what is asked for")));
         }
-        let relayed = base + i64::try_from(state.last_sequence).context("a sequence beyond all commits")?;
+        // Whatever number stands there as the base: what is beyond all commits is not the log's.
+        let relayed = base.saturating_add(i64::try_from(state.last_sequence).unwrap_or(i64::MAX));
         if head.commit < relayed {
             // The other relay may have been quicker than our look at the head.
             let now = self.log.head().await.context("reading the log's head")?;

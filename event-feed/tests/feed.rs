@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
+use event_feed::relay::Relay;
 use event_feed::{Commit, FeedError, FeedSettings, Follow, Head, Log};
 use event_store::{Draft, Writer};
 use ledger_core::{CommandEvent, CommandId, Event, Failure, NewEvent, Timestamp};
@@ -392,6 +393,65 @@ async fn a_backlog_comes_in_pages_of_bounded_size() {
         pages.push(page.iter().map(|commit| commit.events.len()).sum::<usize>());
     }
     assert_eq!(pages, [990, 990, 720, 1_500]);
+}
+
+#[tokio::test]
+async fn a_stream_whose_base_is_no_commits_is_made_anew() {
+    let mut ledger = Ledger::open().await;
+    let relay = ledger.relay().await;
+    let stream = ledger.stream_where("a stream", |_| true).await;
+    relay.stop().await;
+    let jetstream = ledger.jetstream().await;
+    jetstream.delete_stream(&ledger.settings.stream).await.unwrap();
+    let made = &stream.cached_info().config;
+    let description = made.description.as_ref().map(|text| text.replace("base=0", &format!("base={}", i64::MAX)));
+    let subject = made.subjects[0].replace("commits.0", &format!("commits.{}", i64::MAX));
+    let absurd = stream::Config {
+        name: made.name.clone(),
+        description,
+        subjects: vec![subject.clone()],
+        max_age: made.max_age,
+        max_bytes: made.max_bytes,
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(absurd).await.unwrap();
+    jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
+    let mut follower = ledger.follow(0).await;
+    let last = ledger.append_many(3).await;
+    follower.has(last).await;
+    let relay = ledger.relay().await;
+    ledger.stream_where("made anew", |info| info.config.subjects.iter().all(|s| s.ends_with(".3"))).await;
+    ledger.stream_where("the follower listens", |info| info.state.consumer_count == 1).await;
+    relay.stop().await;
+}
+
+/// Servers of the test's own, which it kills.
+#[tokio::test]
+async fn a_relay_without_its_bus_says_so_also_while_nothing_happens() {
+    let directory = tempfile::tempdir().unwrap();
+    let stack = Stack::start(&directory.path().join("data"), local_stack::Options::default()).await.unwrap();
+    migrations::run(stack.database_url()).await.unwrap();
+    let ledger = Ledger::on(stack.database_url(), stack.nats_url(), "idle").await;
+    let relay = Relay::new(ledger.log().await, ledger.settings.clone());
+    let shutdown = Shutdown::new();
+    let running = tokio::spawn({
+        let (relay, shutdown) = (relay.clone(), shutdown.clone());
+        async move { relay.run(shutdown).await }
+    });
+    let says = async |wanted: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while relay.is_connected() != wanted {
+            assert!(Instant::now() < deadline, "not in time: connected = {wanted}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    says(true).await;
+    stack.kill_nats().await.unwrap();
+    says(false).await;
+    stack.start_nats().await.unwrap();
+    says(true).await;
+    Running { shutdown, task: running }.stop().await;
+    stack.stop().await.unwrap();
 }
 
 /// Servers of the test's own, which it kills.
