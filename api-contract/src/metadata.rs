@@ -18,6 +18,13 @@ const KEYS_MAX: usize = 50;
 const KEY_BYTES_MAX: usize = 64;
 const VALUE_BYTES_MAX: usize = 512;
 
+/// 2^53. From here on a float does not tell neighbouring integers apart, and what is read as one (an integer beyond 64
+/// bits is) would come back as another number.
+const INEXACT: f64 = 9_007_199_254_740_992.0;
+
+/// A problem's slug, and why.
+type Refused = (&'static str, String);
+
 impl Metadata {
     pub fn into_inner(self) -> ledger_core::Metadata {
         self.0
@@ -43,7 +50,7 @@ impl<'de> Deserialize<'de> for Metadata {
             fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Metadata, D::Error> {
                 let fields = ledger_core::Metadata::deserialize(inner)?;
                 let mut keys = 0;
-                check_object(&fields, 1, &mut keys).map_err(|reason| refuse("metadata-too-large", &reason))?;
+                check_object(&fields, 1, &mut keys).map_err(|(slug, reason)| refuse(slug, &reason))?;
                 Ok(Metadata(fields))
             }
         }
@@ -51,32 +58,41 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-fn check_object(fields: &ledger_core::Metadata, depth: usize, keys: &mut usize) -> Result<(), String> {
+fn too_large(reason: String) -> Refused {
+    ("metadata-too-large", reason)
+}
+
+fn check_object(fields: &ledger_core::Metadata, depth: usize, keys: &mut usize) -> Result<(), Refused> {
     *keys += fields.len();
     if KEYS_MAX < *keys {
-        return Err(format!("at most {KEYS_MAX} keys in all"));
+        return Err(too_large(format!("at most {KEYS_MAX} keys in all")));
     }
     if fields.keys().any(|key| KEY_BYTES_MAX < key.len()) {
-        return Err(format!("a key has at most {KEY_BYTES_MAX} bytes"));
+        return Err(too_large(format!("a key has at most {KEY_BYTES_MAX} bytes")));
     }
     fields.values().try_for_each(|value| check(value, depth, keys))
 }
 
 /// `depth` is that of the object or array which the value stands in; the metadata itself is the first.
-fn check(value: &Value, depth: usize, keys: &mut usize) -> Result<(), String> {
+fn check(value: &Value, depth: usize, keys: &mut usize) -> Result<(), Refused> {
     match value {
-        Value::Object(_) | Value::Array(_) if DEPTH_MAX <= depth => Err(format!("nested at most {DEPTH_MAX} deep")),
+        Value::Object(_) | Value::Array(_) if DEPTH_MAX <= depth => {
+            Err(too_large(format!("nested at most {DEPTH_MAX} deep")))
+        }
         Value::Object(fields) => check_object(fields, depth + 1, keys),
         Value::Array(items) => {
             // Items count like keys: otherwise an array would be a way around the limit.
             *keys += items.len();
             if KEYS_MAX < *keys {
-                return Err(format!("at most {KEYS_MAX} keys and items in all"));
+                return Err(too_large(format!("at most {KEYS_MAX} keys and items in all")));
             }
             items.iter().try_for_each(|item| check(item, depth + 1, keys))
         }
         Value::String(text) if VALUE_BYTES_MAX < text.len() => {
-            Err(format!("a text has at most {VALUE_BYTES_MAX} bytes"))
+            Err(too_large(format!("a text has at most {VALUE_BYTES_MAX} bytes")))
+        }
+        Value::Number(number) if number.is_f64() && number.as_f64().is_none_or(|value| INEXACT <= value.abs()) => {
+            Err(("invalid-field", "a number this large is not kept exactly: write it as a string".to_owned()))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }

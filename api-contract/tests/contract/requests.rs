@@ -361,6 +361,23 @@ async fn metadata_has_its_limits() {
 }
 
 #[tokio::test]
+async fn a_number_in_metadata_is_kept_exactly_or_refused() {
+    let server = start().await;
+    let payment = |number: &str| {
+        let body = payment_with("metadata", json!({ "n": "here" })).to_string();
+        body.replace("\"here\"", number)
+    };
+    for number in ["0", "-7", "18446744073709551615", "-9223372036854775808", "0.25", "1e3", "9007199254740991.0"] {
+        let kept = server.post(payment(number)).await.json()["metadata"]["n"].clone();
+        assert_eq!(kept, serde_json::from_str::<Value>(number).unwrap());
+    }
+    for number in ["18446744073709551616", "-9223372036854775809", "12345678901234567890123", "1e16", "1e300"] {
+        let problem = server.post(payment(number)).await.is_problem(422, "invalid-field");
+        assert_eq!(problem["errors"][0]["pointer"], "/metadata", "{number}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
     let server = start().await;
     let head = |path: &str, length: &str| {
