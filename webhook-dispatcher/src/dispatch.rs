@@ -31,13 +31,13 @@ const PER_ENDPOINT_MAX: i64 = 4;
 /// How many are claimed in one statement, bodies included.
 const CLAIM_MAX: usize = 128;
 
-/// Recording may take this long after an attempt's deadline, and the lease covers both.
-const RECORDING: Duration = Duration::from_secs(10);
-pub(crate) const LEASE: Duration = Duration::from_secs(30);
-const _: () = assert!(DEADLINE.as_secs() + RECORDING.as_secs() < LEASE.as_secs());
-
 /// A claim that takes longer has failed: what it may have taken comes back when the lease ends.
 const CLAIMING: Duration = Duration::from_secs(10);
+
+/// Recording may take this long after an attempt's deadline. The lease begins with the claim and covers it all.
+const RECORDING: Duration = Duration::from_secs(10);
+pub(crate) const LEASE: Duration = Duration::from_secs(40);
+const _: () = assert!(CLAIMING.as_secs() + DEADLINE.as_secs() + RECORDING.as_secs() < LEASE.as_secs());
 
 /// How often Postgres is asked for what has become due. New deliveries of this process are known at once.
 const POLL: Duration = Duration::from_millis(250);
@@ -180,7 +180,8 @@ async fn claim(
          ), lost as (
              update webhooks.attempts a set outcome = $7 from picked where a.delivery_id = picked.id and a.outcome is null
          ), dead as (
-             update webhooks.deliveries d set status = 'DEAD', next_due = null, in_flight = false, ended_at = now()
+             update webhooks.deliveries d
+             set status = 'DEAD', next_due = null, in_flight = false, ended_at = now(), possible_duplicate = true
              from picked where d.id = picked.id and d.in_flight and $6 <= d.attempts - d.schedule_from
          ), claimed as (
              update webhooks.deliveries d
@@ -250,10 +251,11 @@ async fn record(dispatcher: &Dispatcher, due: &Due, attempted: &Attempted) -> Re
     let wait = dispatcher.schedule.wait_after(due.round).map(|wait| wait.max(attempted.pause.unwrap_or_default()));
     let mut tx = dispatcher.pool().begin().await?;
     // Endpoints are locked before deliveries, here as everywhere.
-    if gone && endpoints::disable(&mut tx, due.endpoint, DisabledReason::Gone).await? {
+    let counts = (gone || attempted.pause.is_some()) && speaks_for_endpoint(&mut tx, due).await?;
+    if counts && gone && endpoints::disable(&mut tx, due.endpoint, DisabledReason::Gone).await? {
         tracing::info!(webhook.id = %due.endpoint, "disabled: the receiver says that it is gone");
     }
-    if let Some(pause) = attempted.pause {
+    if let Some(pause) = attempted.pause.filter(|_| counts) {
         sqlx::query("update webhooks.endpoints set paused_until = greatest(paused_until, now() + $2) where id = $1")
             .bind(due.endpoint)
             .bind(interval(pause))
@@ -262,6 +264,24 @@ async fn record(dispatcher: &Dispatcher, due: &Due, attempted: &Attempted) -> Re
     }
     record_attempt(&mut tx, due, attempted, wait).await?;
     tx.commit().await
+}
+
+/// Whether a receiver's word about its whole endpoint counts. It does not once the endpoint has another URL, nor from an
+/// attempt that is no longer ours. Locks the endpoint.
+async fn speaks_for_endpoint(tx: &mut PgConnection, due: &Due) -> Result<bool, sqlx::Error> {
+    let locked = sqlx::query(
+        "select from webhooks.endpoints e
+         where e.id = $1 and e.url = $2
+             and exists (select from webhooks.deliveries d where d.id = $3 and d.attempts = $4 and d.in_flight)
+         for no key update of e",
+    )
+    .bind(due.endpoint)
+    .bind(&due.url)
+    .bind(due.delivery)
+    .bind(due.number)
+    .fetch_optional(tx)
+    .await?;
+    Ok(locked.is_some())
 }
 
 async fn record_attempt(
@@ -344,7 +364,8 @@ async fn clear_batch(dispatcher: &Dispatcher) -> Result<u64, sqlx::Error> {
     let mut cleared = 0;
     for (status, days) in KEPT {
         cleared += sqlx::query(
-            "delete from webhooks.deliveries where id in (
+            // The status twice: one that is redelivered at this moment stays.
+            "delete from webhooks.deliveries where status = $1 and id in (
                  select id from webhooks.deliveries
                  where status = $1 and ended_at < now() - make_interval(days => $2) order by ended_at limit $3)",
         )

@@ -266,7 +266,9 @@ pub(crate) async fn change(
         return Err(Problem::of("invalid-field").at("/status", "expected ACTIVE or DISABLED"));
     }
     let mut tx = dispatcher.pool().begin().await?;
-    wait_for_fan_out(&mut tx).await?;
+    if status == Some("ACTIVE") {
+        wait_for_fan_out(&mut tx).await?; // holding back a long backlog must not hold up everyone's fan-out
+    }
     let id = lock_visible(&mut tx, id, partner).await?;
     match status {
         Some("DISABLED") => {

@@ -92,7 +92,7 @@ async fn turn(dispatcher: &Dispatcher, page: &[Arc<Commit>]) -> Result<Option<us
     let mut notices = Vec::new();
     if !listening.is_empty() {
         for event in page.iter().flat_map(|commit| &commit.events) {
-            notices.extend(notice::of(&dispatcher.log, event, &listening).await?);
+            notices.extend(notice::of(&dispatcher.reading, event, &listening).await?);
         }
     }
     let made = if notices.is_empty() { 0 } else { insert(&mut tx, &notices, last.number).await? };

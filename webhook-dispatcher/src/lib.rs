@@ -57,6 +57,9 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Dispatcher {
     log: Log,
+    /// The log for fan-out, on a connection of its own: it reads while it holds the checkpoint, and who waits for the
+    /// checkpoint may hold all the others.
+    reading: Log,
     feed: FeedSettings,
     access: Access,
     seal: Seal,
@@ -94,8 +97,11 @@ impl Dispatcher {
     pub fn new(log: Log, access: Access, seal: &Seal, settings: Settings) -> Result<Self, reqwest::Error> {
         let Settings { feed, allow_local_webhooks, schedule } = settings;
         let reach = if allow_local_webhooks { Reach::Local } else { Reach::Public };
+        let connection = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECTING);
+        let reading = Log::new(connection.connect_lazy_with(log.pool().connect_options().as_ref().clone()));
         Ok(Self {
             log,
+            reading,
             feed,
             access,
             seal: seal.clone(),

@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::receiver::{Receiver, Reply, Seen};
@@ -425,7 +426,12 @@ async fn an_outcome_that_comes_after_its_lease_changes_nothing() {
 #[tokio::test]
 async fn the_last_attempt_of_a_schedule_is_the_last_even_when_its_outcome_is_unknown() {
     let mut system = System::start("1ms").await;
-    let receiver = Receiver::start(|n| if n == 0 { Reply::Status(500) } else { Reply::Hang }).await;
+    let receiver = Receiver::start(|n| match n {
+        0 => Reply::Status(500),
+        1 => Reply::Hang,
+        _ => Reply::Status(200),
+    })
+    .await;
     let (partner, webhook) = one_delivery(&system, &receiver).await;
     receiver.wait_for(2).await;
     system.crash().await;
@@ -435,6 +441,10 @@ async fn the_last_attempt_of_a_schedule_is_the_last_even_when_its_outcome_is_unk
     let outcomes: Vec<_> = dead["attempts"].as_array().unwrap().iter().map(|a| text(&a["outcome"])).collect();
     assert_eq!(outcomes, ["status", "unknown"]);
     assert_eq!(receiver.seen().len(), 2);
+
+    assert_eq!(redeliver(&partner, &dead).await.0, StatusCode::ACCEPTED);
+    let seen = receiver.wait_for(3).await;
+    assert_eq!(seen[2].header("x-daybook-possible-duplicate"), "true", "the unknown attempt may have arrived");
 }
 
 #[tokio::test]
@@ -542,6 +552,53 @@ async fn an_endpoint_that_is_gone_is_disabled_and_what_waits_is_held_until_it_is
         ["transaction.completed", "transaction.created", "wallet.opened"],
         "a wallet was opened while it was disabled"
     );
+}
+
+#[tokio::test]
+async fn what_the_old_receiver_says_after_the_url_has_changed_does_not_disable_the_endpoint() {
+    let system = System::start("6h").await;
+    let answer = Arc::new(Notify::new());
+    let notified = answer.clone();
+    let old = Receiver::start(move |_| Reply::StatusAfter(notified.clone(), 410)).await;
+    let new = Receiver::start(|_| Reply::Status(200)).await;
+    let (partner, webhook) = one_delivery(&system, &old).await;
+    old.wait_for(1).await;
+    let path = format!("/v1/webhooks/{}", text(&webhook["id"]));
+    let moved = partner.call(Method::PATCH, &path, Some(json!({ "url": new.url() }))).await;
+    assert_eq!(moved.status, StatusCode::OK, "{}", moved.body);
+    answer.notify_one();
+    let retrying = partner.only_delivery(&webhook, "RETRYING").await;
+    assert_eq!(retrying["attempts"][0]["statusCode"], 410);
+    assert_eq!(partner.get(&path).await["status"], "ACTIVE");
+}
+
+#[tokio::test]
+async fn changes_that_wait_for_fan_out_leave_it_what_it_needs() {
+    let mut system = System::start_without_dispatching("6h").await;
+    let partner = system.partner().await;
+    let receiver = Receiver::start(|_| Reply::Status(200)).await;
+    let webhook = partner.register(&receiver).await;
+    let wallet = system.wallet(&partner).await;
+    let freeze = Action::FreezeWallet { wallet, reason: "a test".to_owned() };
+    system.execute(partner.caller(), freeze).await; // telling of it takes reading the wallet's stream
+
+    let lock = system.hold_the_checkpoint().await;
+    system.dispatch();
+    eventually("fan-out waits for the checkpoint", || system.waiting_for_locks(), |waiting| *waiting == 1).await;
+    let path = format!("/v1/webhooks/{}", text(&webhook["id"]));
+    let mut changes = JoinSet::new();
+    for _ in 0..16 {
+        let (partner, path) = (partner.at(system.base()), path.clone());
+        changes.spawn(async move { partner.call(Method::PATCH, &path, Some(json!({ "status": "ACTIVE" }))).await });
+    }
+    eventually("no connection is left", || system.waiting_for_locks(), |waiting| *waiting == 12).await;
+    let begun = Instant::now();
+    lock.rollback().await.unwrap();
+    receiver.wait_for(2).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "fan-out waited for those who waited for it");
+    while let Some(changed) = changes.join_next().await {
+        assert_eq!(changed.unwrap().status, StatusCode::OK);
+    }
 }
 
 #[tokio::test]

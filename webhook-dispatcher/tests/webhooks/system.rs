@@ -90,6 +90,10 @@ impl System {
         system
     }
 
+    pub(crate) fn base(&self) -> String {
+        self.base.clone()
+    }
+
     /// A dispatcher of its own beside the system's.
     pub(crate) fn another_dispatcher(&self, allow_local: bool) -> Dispatcher {
         dispatcher(&self.database_url, &self.access, &self.feed, self.schedule, allow_local)
@@ -219,6 +223,24 @@ impl System {
         use sqlx::Connection;
         let mut connection = sqlx::PgConnection::connect(&self.database_url).await.expect("the database answers");
         sqlx::raw_sql(statement).execute(&mut connection).await.expect("the test's statement is right");
+    }
+
+    /// Keeps the log from being turned into deliveries until the lock is dropped.
+    pub(crate) async fn hold_the_checkpoint(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let pool = sqlx::PgPool::connect(&self.database_url).await.expect("the database answers");
+        let mut lock = pool.begin().await.expect("the database answers");
+        let hold = sqlx::query("select from webhooks.checkpoint for update").execute(&mut *lock).await;
+        hold.expect("the checkpoint is there");
+        lock
+    }
+
+    /// How many of the dispatcher's connections wait for a lock.
+    pub(crate) async fn waiting_for_locks(&self) -> i64 {
+        self.count(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and application_name = 'daybook_webhooks'",
+        )
+        .await
     }
 
     pub(crate) async fn count(&self, query: &str) -> i64 {
