@@ -33,6 +33,10 @@ pub struct RebuildReport {
 /// Events that are folded at a time.
 const PAGE_EVENTS: i64 = 5_000;
 
+/// How long the switch waits for those who still read the old version. Queries end sooner; a backup reads for as long as
+/// it takes, and with the rebuild waiting for it the projector and all queries would wait too. So the rebuild gives up.
+const SWITCH_WAIT: &str = "3s";
+
 /// Any number, the same in all versions of this program: held while a view is being rebuilt.
 const REBUILD_LOCK: i64 = 0x6461_7962_6f6f_6b01;
 
@@ -47,7 +51,7 @@ pub async fn rebuild(
     let views: Vec<_> = VIEWS.iter().filter(|known| view.is_none_or(|wanted| wanted == known.name)).collect();
     anyhow::ensure!(!views.is_empty(), "there is no such view; there are: {}", names());
     let options: PgConnectOptions = database_url.parse().context("the database's address")?;
-    let options = options.application_name("daybook rebuild").options([("jit", "off")]);
+    let options = options.application_name("daybook rebuild").options([("jit", "off"), ("lock_timeout", SWITCH_WAIT)]);
     let log = Log::new(PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?);
     let mut connection = PgConnection::connect_with(&options.options([("search_path", "views_next")])).await?;
     let locked: bool =

@@ -1,5 +1,7 @@
 //! Rebuilding: the new view equals the live one, or it says how many rows were wrong and puts them right.
 
+use std::time::Duration;
+
 use projector::{RebuildReport, VIEWS, rebuild};
 
 use crate::system::{Caller, System};
@@ -92,6 +94,24 @@ async fn what_a_rebuild_of_another_view_left_when_it_was_cut_short_is_in_nobodys
     let reports = rebuild(&system.database_url, Some("balances"), |_, _| {}).await.unwrap();
     assert_eq!(reports[0].differed, 0);
     assert!(!system.scalar::<bool>("select to_regnamespace('views_next') is not null").await);
+}
+
+#[tokio::test]
+async fn a_long_reader_of_the_old_version_stops_the_rebuild_and_nobody_else() {
+    use sqlx::{Connection, PgConnection};
+    let (system, partner) = busy().await;
+    let mut reader = PgConnection::connect(&system.database_url).await.unwrap(); // such as a backup
+    let mut tx = reader.begin().await.unwrap();
+    sqlx::query("select from views.entries").execute(&mut *tx).await.unwrap();
+    let rebuilding =
+        tokio::time::timeout(Duration::from_secs(20), rebuild(&system.database_url, Some("entries"), |_, _| {}));
+    let error = rebuilding.await.expect("its waiting has an end").unwrap_err();
+    assert!(format!("{error:#}").contains("lock timeout"), "{error:#}");
+    system.fund(&partner, partner.settlement, "1.00").await;
+    system.caught_up().await;
+    tx.rollback().await.unwrap();
+    let reports = rebuild(&system.database_url, Some("entries"), |_, _| {}).await.unwrap();
+    assert_eq!(reports[0].differed, 0);
 }
 
 #[tokio::test]
