@@ -151,9 +151,9 @@ impl Follow {
                         }
                     }
                     None => {
-                        // The live side is gone, which only a panic of its task can do: begin it again.
+                        // The live side is gone, which only a panic of its task can do: it begins again when there is
+                        // something new, and not at once, for it may panic again.
                         self.bus = None;
-                        self.behind = true;
                     }
                 },
                 () = sleep_until(self.looked + look) => self.look().await?,
