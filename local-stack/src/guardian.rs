@@ -22,7 +22,10 @@ use crate::data_directory::User;
 
 /// Descriptors 8 and 9 are only held, by server and guardian: whoever has the other end, or the lock, learns from
 /// their closing that all of them are gone. The watcher waits ten seconds at most before it uses SIGKILL.
+/// SIGHUP is ignored because the kernel sends it to the whole group when we die while one of them is stopped: Postgres
+/// takes it as a word about its settings, and would live on without a guardian.
 const SCRIPT: &str = r#"
+trap '' HUP
 log=$1; last_signal=$2; shift 2
 exec 3<&0 8>&1 9>&2 </dev/null >>"$log" 2>&1
 "$@" 3<&- &

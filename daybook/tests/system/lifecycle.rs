@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::process::{DataDirectory, Daybook, answer, eventually, run};
@@ -161,6 +162,17 @@ async fn what_a_killed_system_left_is_not_taken_for_a_ready_one() {
     let (started, said) = run(&["up", "--listen", &address, "--data-dir", directory.path().to_str().unwrap()]);
     assert!(!started && said.contains("another daybook?"), "{said}");
     assert!(!directory.connection_file().exists(), "there is nothing that it could connect to");
+}
+
+#[tokio::test]
+async fn kill_9_leaves_no_process_behind_though_one_was_paused() {
+    let directory = DataDirectory::new();
+    let mut daybook = Daybook::start(&directory, &["--no-demo"]).await;
+    let file = std::fs::read_to_string(directory.path().join("servers/postgres/postmaster.pid")).unwrap();
+    let postgres = Pid::from_raw(file.lines().next().unwrap().parse().unwrap()).unwrap();
+    kill_process(postgres, Signal::STOP).unwrap();
+    daybook.kill();
+    eventually("no process is left", || async { processes(directory.path()) }, Vec::is_empty).await;
 }
 
 #[tokio::test]
