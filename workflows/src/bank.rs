@@ -134,7 +134,7 @@ impl Bank {
         let answer = call(request.bearer_auth(&self.api_key)).await?;
         match answer.status {
             StatusCode::OK => answer.read::<Payment>()?.standing(money),
-            StatusCode::NOT_FOUND => Ok(Standing::NotKnown),
+            StatusCode::NOT_FOUND if answer.said().code() == "payment-not-found" => Ok(Standing::NotKnown),
             status if status.is_client_error() && definite(status) => {
                 Ok(Standing::Refused(format!("{status}: {}", answer.said().quote())))
             }
@@ -143,9 +143,13 @@ impl Bank {
     }
 }
 
-/// A status that asks us to come back says nothing about the payment.
+/// A status that asks us to come back says nothing about the payment. Nor does a 404 in other words than the bank's:
+/// whatever stands before a bank that is away says 404 too.
 fn definite(status: StatusCode) -> bool {
-    !matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
+    !matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+    )
 }
 
 impl Payment {
@@ -256,6 +260,26 @@ mod tests {
         assert_eq!(check(&(now + 310).to_string()), Err(NotTheBank::Timestamp));
         for wrong in ["", "+1", "-1", "yesterday", "99999999999999999999999"] {
             assert_eq!(check(wrong), Err(NotTheBank::Signature), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_404_that_is_not_the_banks_own_is_no_answer() {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // an error says that there is one already
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let proxy = axum::Router::new().fallback(|| async { (axum::http::StatusCode::NOT_FOUND, "no such backend") });
+        tokio::spawn(async { axum::serve(listener, proxy).await });
+        let http = client(Duration::from_secs(10)).unwrap();
+        let bank = Bank { http, url, api_key: "key".to_owned(), callback_url: "http://us/".to_owned() };
+        let money = money("10.50");
+        let answers = [
+            bank.register("token", money, None).await,
+            bank.ask("token", money).await,
+            bank.cancel("token", money).await,
+        ];
+        for answer in answers {
+            assert!(answer.is_err(), "taken for the bank's word: {answer:?}");
         }
     }
 

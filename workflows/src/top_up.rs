@@ -408,7 +408,11 @@ impl TopUps {
     pub(crate) async fn look_at_quarantine(&self, shutdown: &Shutdown) {
         let mut pause = Pause::new(LOOK, LOOK * 8);
         while !shutdown.is_requested() {
-            match self.release_quarantined().await {
+            let released = tokio::select! {
+                () = shutdown.requested() => return, // one cut short is rolled back
+                released = self.release_quarantined() => released,
+            };
+            match released {
                 Ok(()) => pause.reset(),
                 Err(error) => tracing::warn!(%error, "quarantined callbacks could not be looked at; trying again"),
             }
@@ -562,7 +566,11 @@ impl TopUps {
         while !shutdown.is_requested() {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable(); // from here on no change is missed
-            match self.claim(lane, None, STEPS_MAX - under_way.len()).await {
+            let claimed = tokio::select! {
+                () = shutdown.requested() => break, // a claim cut short is rolled back, or falls due again
+                claimed = self.claim(lane, None, STEPS_MAX - under_way.len()) => claimed,
+            };
+            match claimed {
                 Ok(claimed) => {
                     pause.reset();
                     for due in claimed {
@@ -576,7 +584,10 @@ impl TopUps {
                     continue;
                 }
             }
-            let look = self.next_due(lane).await.unwrap_or(LOOK);
+            let look = tokio::select! {
+                () = shutdown.requested() => break,
+                look = self.next_due(lane) => look.unwrap_or(LOOK),
+            };
             tokio::select! {
                 () = shutdown.requested() => {}
                 Some(_) = under_way.join_next() => {} // a panic was logged where it happened; its row falls due again
@@ -806,8 +817,9 @@ impl Due {
             outcome: None,
             alert: self.alert.clone(),
         };
-        let ask_later = pause::after(self.failures, times.ask_after, times.ask_after * 16);
-        let much_later = |so_often: i32| pause::after(so_often, times.blocked_after, times.blocked_after * 60);
+        let ask_later = pause::after(self.failures, times.ask_after, times.ask_after.saturating_mul(16));
+        let much_later =
+            |so_often: i32| pause::after(so_often, times.blocked_after, times.blocked_after.saturating_mul(60));
         match (brought, self.step) {
             (Brought::Nothing { why, wait }, _) => {
                 let pause = pause::after(self.failures, AGAIN_FIRST, AGAIN_MAX);

@@ -356,6 +356,15 @@ async fn an_answer_that_a_callback_has_overtaken_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_database_that_lets_them_wait_does_not_keep_workflows_from_stopping() {
+    let mut system = System::start().await;
+    let lock = system.hold_the_top_ups().await;
+    eventually("both lanes wait for the table", || system.waiting_for_locks(), |waiting| 2 <= *waiting).await;
+    system.stop_workflows().await;
+    drop(lock);
+}
+
+#[tokio::test]
 async fn a_token_that_is_revoked_is_replaced() {
     let system = System::start().await;
     let first = system.top_up("10.50").await;

@@ -314,6 +314,25 @@ impl System {
         lock
     }
 
+    /// Keeps every query about top-ups waiting until the lock is dropped.
+    pub(crate) async fn hold_the_top_ups(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let mut lock = self.workflows.begin().await.unwrap();
+        sqlx::query("lock table workflows.top_ups in access exclusive mode").execute(&mut *lock).await.unwrap();
+        lock
+    }
+
+    /// How many connections of the workflows wait for a lock.
+    pub(crate) async fn waiting_for_locks(&self) -> i64 {
+        let mut superuser = sqlx::PgConnection::connect(&self.settings.database_url).await.unwrap();
+        sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and application_name = 'daybook_workflows'",
+        )
+        .fetch_one(&mut superuser)
+        .await
+        .unwrap()
+    }
+
     /// Ends every login there is, and waits until that is in force.
     pub(crate) async fn revoke_all_tokens(&self) {
         let mut superuser = sqlx::PgConnection::connect(&self.settings.database_url).await.unwrap();
