@@ -50,7 +50,7 @@ pub(crate) enum PageError {
     Store(#[from] StoreError),
     #[error("position {position} cannot be read: {source}")]
     Corrupt { position: i64, source: CorruptEvent },
-    #[error("{0} ends without having begun")]
+    #[error("{0} ends without having been pending")]
     NeverBegun(TransactionId),
 }
 
@@ -133,7 +133,7 @@ impl<'p> Step<'p> {
 /// The aggregate type of transactions in the log.
 const TRANSACTION: &str = "transaction";
 
-/// Reads the first events of transactions from the log.
+/// Reads from the log how transactions began that were pending at first.
 async fn begin(
     pool: &PgPool,
     ids: &HashSet<TransactionId>,
@@ -152,7 +152,7 @@ async fn begin(
     for (aggregate_id, event_type, event_version, payload, position, recorded_at, key_hash) in rows {
         let event = Event::read(TRANSACTION, &aggregate_id, &event_type, &event_version, &payload)
             .map_err(|source| PageError::Corrupt { position, source })?;
-        let Event::Transaction(id, event) = event else { continue };
+        let Event::Transaction(id, event @ TransactionEvent::Requested { .. }) = event else { continue };
         let recorded_at = Timestamp::try_from(recorded_at).map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let key_hash = key_hash.and_then(|hash| hash.try_into().ok());
         begun.insert(id, Begun { position, recorded_at, key_hash, event });

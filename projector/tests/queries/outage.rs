@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use local_stack::{Options, Stack};
 use projector::rebuild;
 
-use crate::system::{System, eventually};
+use crate::system::{System, eventually, transaction_of};
 
 #[tokio::test]
 async fn after_crashes_of_postgres_and_nats_the_views_are_again_what_the_log_says() {
@@ -78,4 +78,24 @@ async fn a_log_that_cannot_be_read_ends_the_projecting_and_is_named() {
     system.project();
     let error = format!("{:#}", system.projecting_ended().await);
     assert!(error.contains(&format!("position {position}")), "{error}");
+}
+
+#[tokio::test]
+async fn an_end_of_what_was_never_pending_ends_the_projecting_and_is_named() {
+    let mut system = System::start_without_projecting().await;
+    let partner = system.partner().await;
+    let wallet = system.wallet(&partner, "alice").await;
+    let posted = transaction_of(&system.fund(&partner, wallet, "1.00").await);
+    let top_up = system.request_top_up(&partner, wallet, "1.00").await;
+    let position = system.settle(top_up, "1.00").await.position();
+    system
+        .sql(&format!(
+            "alter table ledger.events disable trigger append_only;
+             update ledger.events set aggregate_id = '{posted}', sequence = 2 where position = {position};
+             alter table ledger.events enable trigger append_only;"
+        ))
+        .await;
+    system.project();
+    let error = format!("{:#}", system.projecting_ended().await);
+    assert!(error.contains(&posted.to_string()), "{error}");
 }
