@@ -55,6 +55,8 @@ create table webhooks.deliveries (
 );
 -- Claiming walks from endpoint to endpoint and takes a few of each: a backlog of one is not in the way of another.
 create index deliveries_due on webhooks.deliveries (endpoint_id, next_due, sequence) where next_due is not null;
+-- Lists of one status: what is rare, such as dead letters, is found among many delivered.
+create index deliveries_status on webhooks.deliveries (endpoint_id, status, sequence);
 create index deliveries_ended on webhooks.deliveries (status, ended_at) where ended_at is not null;
 
 -- One row per attempt, written before anything is sent.
