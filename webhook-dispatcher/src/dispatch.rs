@@ -291,15 +291,18 @@ async fn record_attempt(
     wait: Option<Duration>,
 ) -> Result<(), sqlx::Error> {
     // The delivery before its attempt, here as in claiming. What was held back meanwhile stays so, unless it has arrived
-    // after all.
+    // after all; what was redelivered meanwhile (`schedule_from` is this attempt) begins its fresh schedule now.
     let ours = sqlx::query(
         "update webhooks.deliveries
          set in_flight = false,
              possible_duplicate = possible_duplicate or $3,
-             status = case when $4 then 'DELIVERED' when status = 'HELD' then 'HELD' when $5::interval is null then 'DEAD'
+             status = case when $4 then 'DELIVERED' when status = 'HELD' then 'HELD'
+                      when schedule_from = attempts then 'PENDING' when $5::interval is null then 'DEAD'
                       else 'RETRYING' end,
-             next_due = case when $4 or status = 'HELD' then null else now() + $5::interval end,
-             ended_at = case when $4 then now() when status = 'HELD' then ended_at when $5::interval is null then now() end
+             next_due = case when $4 or status = 'HELD' then null when schedule_from = attempts then now()
+                        else now() + $5::interval end,
+             ended_at = case when $4 then now() when status = 'HELD' then ended_at when schedule_from = attempts then null
+                        when $5::interval is null then now() end
          where id = $1 and attempts = $2 and in_flight",
     )
     .bind(due.delivery)

@@ -477,6 +477,30 @@ async fn the_last_attempt_of_a_schedule_is_the_last_even_when_its_outcome_is_unk
 }
 
 #[tokio::test]
+async fn redelivering_while_the_last_attempt_is_under_way_begins_a_fresh_schedule() {
+    let system = System::start("1ms").await;
+    let answer = Arc::new(Notify::new());
+    let notified = answer.clone();
+    let receiver = Receiver::start(move |n| match n {
+        0 => Reply::Status(500),
+        1 => Reply::StatusAfter(notified.clone(), 500),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let (partner, webhook) = one_delivery(&system, &receiver).await;
+    receiver.wait_for(2).await;
+    let path = format!("/v1/webhooks/{}", text(&webhook["id"]));
+    for status in ["DISABLED", "ACTIVE"] {
+        let changed = partner.call(Method::PATCH, &path, Some(json!({ "status": status }))).await;
+        assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
+    }
+    let held = partner.only_delivery(&webhook, "HELD").await;
+    assert_eq!(redeliver(&partner, &held).await.0, StatusCode::ACCEPTED);
+    answer.notify_one();
+    partner.only_delivery(&webhook, "DELIVERED").await;
+}
+
+#[tokio::test]
 async fn a_stored_target_that_leads_inside_is_blocked_and_no_socket_is_opened() {
     let system = System::start_without_dispatching("6h").await;
     let partner = system.partner().await;
