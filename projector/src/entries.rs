@@ -9,7 +9,7 @@ use api_contract::{
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use ledger_core::{Balance, Currency, Direction, PartnerId, Timestamp, TransactionId, TransactionKind, WalletId};
+use ledger_core::{Balance, Currency, Direction, PartnerId, Timestamp, TransactionId, WalletId};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::page::Page;
-use crate::queries::{self, Found, Queries};
+use crate::queries::{self, Found, KindName, Queries};
 use crate::wallets::reflected;
 
 /// A line of a statement.
@@ -68,7 +68,7 @@ pub(crate) struct EntriesQuery {
     /// The transaction's type.
     #[serde(rename = "type")]
     #[param(value_type = Option<String>, example = "TRANSFER")]
-    kind: Option<TransactionKind>,
+    kind: Option<KindName>,
     min_position: Option<MinPosition>,
     wait_ms: Option<WaitMs>,
 }
@@ -145,9 +145,9 @@ pub(crate) async fn list(
     const ROUTE: &str = "/v1/wallets/{id}/entries";
     client.require(Scope::WalletsRead)?;
     let partner = queries::visible_to(&client)?;
-    let kind = query.kind.map(TransactionKind::name);
+    let kind = query.kind.map(|kind| kind.0);
     let (from, to) = queries::range(query.from, query.to)?;
-    let filters = format!("{:?}", (id, query.from, query.to, kind));
+    let filters = format!("{:?}", (id, query.from, query.to, &kind));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
     let limit = query.limit.unwrap_or_default().get();
     let find = || async {
@@ -168,7 +168,7 @@ pub(crate) async fn list(
         .bind(before)
         .bind(from)
         .bind(to)
-        .bind(kind)
+        .bind(&kind)
         .bind(queries::one_more(limit))
         .fetch_all(queries.pool())
         .await

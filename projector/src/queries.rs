@@ -13,6 +13,7 @@ use event_feed::{Head, Log, StoreError};
 use ledger_core::{Balance, Currency, PartnerId, Timestamp};
 use runtime::health::Health;
 use rust_decimal::Decimal;
+use serde::Deserialize;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use time::OffsetDateTime;
@@ -296,4 +297,34 @@ pub(crate) fn range(
         return Err(Problem::of("time-range-invalid").at("/from", "the range ends before it begins"));
     }
     Ok((from.map(Timestamp::date_time), to.map(Timestamp::date_time)))
+}
+
+/// A type of transactions to filter by. Of some that the contract names there are none yet: nothing is found then.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct KindName(pub(crate) String);
+
+/// A status of transactions to filter by, likewise.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct StatusName(pub(crate) String);
+
+const KINDS: [&str; 8] =
+    ["TRANSFER", "ADJUSTMENT", "TOP_UP", "CREDIT_PURCHASE", "BILL_PAYMENT", "PAYOUT", "CAPTURE", "REFUND"];
+const STATUSES: [&str; 5] = ["PENDING", "SUCCESS", "FAILED", "REVERSED", "EXPIRED"];
+
+impl TryFrom<String> for KindName {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if KINDS.contains(&&*text) { Ok(Self(text)) } else { Err("not a type of transactions") }
+    }
+}
+
+impl TryFrom<String> for StatusName {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if STATUSES.contains(&&*text) { Ok(Self(text)) } else { Err("not a status of transactions") }
+    }
 }

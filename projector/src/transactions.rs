@@ -11,7 +11,7 @@ use api_contract::{
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
-use ledger_core::{PartnerId, Timestamp, TransactionId, TransactionKind, TransactionStatus, WalletId};
+use ledger_core::{PartnerId, Timestamp, TransactionId, TransactionStatus, WalletId};
 use runtime::shutdown::Shutdown;
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use utoipa::IntoParams;
 
 use crate::page::{Page, Step};
-use crate::queries::{self, Found, Queries};
+use crate::queries::{self, Found, KindName, Queries, StatusName};
 use crate::wallets::{FreshnessQuery, reflected};
 
 /// Pauses between two looks at a pending transaction while someone waits for its end. Many may wait while the views
@@ -42,10 +42,10 @@ pub(crate) struct TransactionsQuery {
     user_id: Option<String>,
     #[serde(rename = "type")]
     #[param(value_type = Option<String>, example = "TRANSFER")]
-    kind: Option<TransactionKind>,
-    /// PENDING, SUCCESS, FAILED or EXPIRED.
+    kind: Option<KindName>,
+    /// PENDING, SUCCESS, FAILED, REVERSED or EXPIRED.
     #[param(value_type = Option<String>, example = "SUCCESS")]
-    status: Option<TransactionStatus>,
+    status: Option<StatusName>,
     /// `createdAt` from this time on.
     #[param(value_type = Option<String>, format = DateTime)]
     from: Option<Timestamp>,
@@ -126,11 +126,11 @@ pub(crate) async fn list(
     const ROUTE: &str = "/v1/transactions";
     client.require(Scope::TransactionsRead)?;
     let partner = queries::visible_to(&client)?;
-    let (kind, status) = (query.kind.map(TransactionKind::name), query.status.map(TransactionStatus::name));
+    let (kind, status) = (query.kind.map(|kind| kind.0), query.status.map(|status| status.0));
     let key = query.idempotency_key.as_deref().map(|key| key_hash(client.id, key));
     let (from, to) = queries::range(query.from, query.to)?;
     let texts = (&query.user_id, &query.reference, key);
-    let filters = format!("{:?}", (query.wallet_id, texts, kind, status, query.from, query.to));
+    let filters = format!("{:?}", (query.wallet_id, texts, &kind, &status, query.from, query.to));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
     let freshness = Freshness::new(query.min_position, query.wait_ms);
     queries.wait(freshness).await?;
@@ -150,8 +150,8 @@ pub(crate) async fn list(
     .bind(partner.map(PartnerId::uuid))
     .bind(query.wallet_id.map(WalletId::uuid))
     .bind(&query.user_id)
-    .bind(kind)
-    .bind(status)
+    .bind(&kind)
+    .bind(&status)
     .bind(from)
     .bind(to)
     .bind(&query.reference)

@@ -117,6 +117,8 @@ async fn transactions_are_found_by_every_filter_and_refused_ones_are_among_them(
         ("type=TOP_UP".to_owned(), top_up.to_string()),
         ("status=FAILED".to_owned(), refused_id.to_string()),
         ("status=PENDING".to_owned(), top_up.to_string()),
+        ("status=REVERSED".to_owned(), String::new()), // named by the contract, and none yet
+        ("type=PAYOUT".to_owned(), String::new()),
         ("reference=order%207".to_owned(), moved_id.to_string()),
         ("idempotencyKey=order%207".to_owned(), moved_id.to_string()),
         ("idempotencyKey=order%208".to_owned(), String::new()),
@@ -127,6 +129,8 @@ async fn transactions_are_found_by_every_filter_and_refused_ones_are_among_them(
         assert_eq!(found(query.clone()).await, expected, "{query}");
     }
     assert_eq!(ids(&partner.all("/v1/transactions", 1).await).join(" "), all);
+    assert_eq!(partner.problem("/v1/transactions?status=DONE").await, "422 invalid-field");
+    assert_eq!(partner.problem("/v1/transactions?type=transfer").await, "422 invalid-field");
 
     let body = partner.get(&format!("/v1/transactions/{refused_id}")).await;
     assert_eq!((&body["status"], &body["failure"]["code"]), (&"FAILED".into(), &"insufficient-funds".into()));
