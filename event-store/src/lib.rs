@@ -41,5 +41,7 @@ pub async fn connect(database_url: &str, role: &str, connections: u32) -> Result
 
 fn options(database_url: &str, role: &str) -> Result<PgConnectOptions, sqlx::Error> {
     // Small indexed statements are all there is: compiling them never pays.
-    Ok(PgConnectOptions::from_str(database_url)?.application_name(role).options([("role", role), ("jit", "off")]))
+    // No statement here takes long; one that does is waiting for something that will not come.
+    let options = [("role", role), ("jit", "off"), ("statement_timeout", "30s")];
+    Ok(PgConnectOptions::from_str(database_url)?.application_name(role).options(options))
 }

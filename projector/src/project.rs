@@ -53,6 +53,9 @@ const CATCH_UP_EVENTS: i64 = 2_000;
 /// How often an idle projector looks whether the checkpoints are still where it left them.
 const LOOK_BACK: Duration = Duration::from_secs(1);
 
+/// The server ends what takes longer than any page should, such as waiting for a stuck holder of the checkpoints.
+const STATEMENT_TIME: &str = "30s";
+
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -72,7 +75,8 @@ enum ProjectError {
 
 /// Projects until a stop is wanted, through outages of Postgres and NATS. `Err`: the log cannot be projected.
 pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) -> anyhow::Result<()> {
-    let options = options(&settings.database_url)?.options([("synchronous_commit", "off")]);
+    let options = options(&settings.database_url)?;
+    let options = options.options([("synchronous_commit", "off"), ("statement_timeout", STATEMENT_TIME)]);
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(Duration::from_secs(5));
     let pool = pool.connect_lazy_with(options);
     let log = Log::new(pool.clone());

@@ -81,13 +81,16 @@ const CONNECTIONS: u32 = 12;
 /// How long to wait for a connection before a call counts as failed.
 const CONNECTING: Duration = Duration::from_secs(5);
 
+/// The server ends what takes longer, such as waiting for a lock whose holder is stuck; it is tried again or answered 503.
+const STATEMENT_TIME: &str = "30s";
+
 /// More than this apart from Postgres, and receivers will find our timestamps wrong.
 const CLOCK_SKEW_MAX: time::Duration = time::Duration::seconds(2);
 
 /// The log, as the role of this service reads it. Connects when it is first used.
 pub fn log(database_url: &str) -> Result<Log, sqlx::Error> {
-    let options =
-        PgConnectOptions::from_str(database_url)?.application_name(ROLE).options([("role", ROLE), ("jit", "off")]);
+    let options = [("role", ROLE), ("jit", "off"), ("statement_timeout", STATEMENT_TIME)];
+    let options = PgConnectOptions::from_str(database_url)?.application_name(ROLE).options(options);
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECTING);
     Ok(Log::new(pool.connect_lazy_with(options)))
 }

@@ -141,6 +141,8 @@ fn pool(database_url: &str) -> anyhow::Result<PgPool> {
     // Every connection acts as the role that may touch `workflows` and read the log: a slip across schemas is a permission error.
     let role = "daybook_workflows";
     let options = PgConnectOptions::from_str(database_url).context("the database's address")?;
-    let options = options.application_name(role).options([("role", role), ("jit", "off")]);
+    // The server ends what takes longer than any statement here should; it is tried again.
+    let options =
+        options.application_name(role).options([("role", role), ("jit", "off"), ("statement_timeout", "30s")]);
     Ok(PgPoolOptions::new().max_connections(8).acquire_timeout(Duration::from_secs(5)).connect_lazy_with(options))
 }

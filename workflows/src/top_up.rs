@@ -42,6 +42,9 @@ use crate::{Settings, Times};
 /// Steps under way at once, of each lane.
 const STEPS_MAX: usize = 32;
 
+/// The shortest pause between two questions to the bank, whatever is set: with none it would be asked without end.
+const ASK_MIN: Duration = Duration::from_millis(100);
+
 /// The pause after a call without an answer, at first and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
@@ -817,7 +820,8 @@ impl Due {
             outcome: None,
             alert: self.alert.clone(),
         };
-        let ask_later = pause::after(self.failures, times.ask_after, times.ask_after.saturating_mul(16));
+        let ask_after = times.ask_after.max(ASK_MIN);
+        let ask_later = pause::after(self.failures, ask_after, ask_after.saturating_mul(16));
         let much_later =
             |so_often: i32| pause::after(so_often, times.blocked_after, times.blocked_after.saturating_mul(60));
         match (brought, self.step) {
@@ -829,7 +833,7 @@ impl Due {
             }
             (Brought::Standing(Standing::Pending), Step::Cancel) => Next { pause: ask_later, ..stay },
             (Brought::Standing(Standing::Pending), Step::Register) => {
-                Next { state: State::Waiting, pause: times.ask_after, failures: 0, alert: None, ..stay }
+                Next { state: State::Waiting, pause: ask_after, failures: 0, alert: None, ..stay }
             }
             (Brought::Standing(Standing::Pending), _) => {
                 Next { state: State::Waiting, pause: ask_later, alert: None, ..stay }
