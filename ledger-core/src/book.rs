@@ -1,17 +1,20 @@
-//! The book: every wallet, partner and open transaction at one position, in memory.
+//! The book: the wallets, partners and open transactions that decisions are made against, in memory.
 //!
 //! `ledger-engine` folds the log into it and lets it decide. It is folded in exactly one way, at start, after
-//! a decision and when another engine's events are read, so those can never differ. What a batch of decisions
-//! changed can be taken back until the batch is committed.
+//! a decision and when another engine's events are read, so those can never differ. Its memory is bounded: it
+//! holds what was changed since the last snapshot and what is being looked at, and says what else a command
+//! needs ([`Book::missing`]). What decisions changed can be taken back until they are committed.
+//!
+//! Left out: reading and writing what is not in memory (event-store, ledger-engine).
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::BTreeSet;
 
 use cqrs_es::Aggregate;
 
+use crate::shelf::Shelf;
 use crate::{
-    Balance, Direction, Entries, Entry, Event, Money, Partner, PartnerId, Refusal, Transaction, TransactionEvent,
-    TransactionId, Wallet, WalletId,
+    Action, Balance, Caller, Command, Direction, Entries, Entry, Event, Instruction, Money, Partner, PartnerId,
+    Refusal, Transaction, TransactionEvent, TransactionId, TransactionKind, Wallet, WalletId, WalletKind,
 };
 
 /// What decisions are made against.
@@ -19,35 +22,49 @@ use crate::{
 pub struct Book {
     wallets: Shelf<WalletId, Wallet>,
     partners: Shelf<PartnerId, Partner>,
-    /// Pending ones, and until the next [`Book::keep`] those that have ended: a later decision of the batch must know.
     transactions: Shelf<TransactionId, Transaction>,
-    /// What the log says about others that decisions are about. Never folded into: an event that another engine wrote
-    /// may be in here already and still come by in the log.
-    looked_at: HashMap<TransactionId, Transaction>,
+    generation: u64,
 }
 
-/// A map that remembers what was changed since the last [`Shelf::keep`].
-#[derive(Debug)]
-struct Shelf<K, V> {
-    current: HashMap<K, V>,
-    before: HashMap<K, Option<V>>,
+/// A moment between two changes of the book.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    wallets: u64,
+    partners: u64,
+    transactions: u64,
+}
+
+/// What a decision wants to look at and the book does not hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    pub wallets: BTreeSet<WalletId>,
+    pub partners: BTreeSet<PartnerId>,
+    pub transactions: BTreeSet<TransactionId>,
+}
+
+/// Wallets and partners, each with the position of the last event that is in it: a snapshot, or a part of one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pages {
+    pub wallets: Vec<(WalletId, Wallet, i64)>,
+    pub partners: Vec<(PartnerId, Partner, i64)>,
 }
 
 impl Book {
     pub fn wallet(&self, id: WalletId) -> Option<&Wallet> {
-        self.wallets.current.get(&id)
+        self.wallets.get(id).filter(|wallet| wallet.opened.is_some())
     }
 
+    /// Those that are in memory.
     pub fn wallets(&self) -> impl Iterator<Item = (&WalletId, &Wallet)> {
-        self.wallets.current.iter()
+        self.wallets.iter().filter(|(_, wallet)| wallet.opened.is_some())
     }
 
     pub fn partner(&self, id: PartnerId) -> Option<&Partner> {
-        self.partners.current.get(&id)
+        self.partners.get(id).filter(|partner| partner.sequence != 0)
     }
 
     pub fn transaction(&self, id: TransactionId) -> Option<&Transaction> {
-        self.transactions.current.get(&id).or_else(|| self.looked_at.get(&id))
+        self.transactions.get(id).filter(|transaction| transaction.sequence != 0)
     }
 
     /// The two entries of moving `money`, if every rule of the wallets allows it.
@@ -81,102 +98,225 @@ impl Book {
         Ok(Entries::balanced(entries).expect("the same amount is taken and given"))
     }
 
-    /// Folds one event in. A change of a wallet that is already in changes nothing; a gap is corrupt history.
-    pub fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Wallet(id, event) => {
-                let wallet = self.wallets.change(*id);
-                if wallet.version < event.wallet_version() {
-                    assert_eq!(
-                        Some(event.wallet_version()),
-                        wallet.version.checked_add(1),
-                        "{id}: a change is missing"
-                    );
-                    wallet.apply(event.clone());
+    /// What must be laid in before the command can be decided. It may take two rounds: a transaction says which wallets
+    /// it is about.
+    pub fn missing(&mut self, command: &Command) -> Missing {
+        let mut missing = Missing::default();
+        if let Caller::Partner { partner, .. } = command.caller {
+            self.look_for_partner(partner, &mut missing);
+        }
+        match &command.action {
+            Action::RegisterPartner { currencies, .. } => {
+                for (currency, _) in currencies {
+                    for kind in WalletKind::SYSTEM {
+                        self.look_for_wallet(WalletId::system(kind, *currency), &mut missing);
+                    }
                 }
             }
-            Event::Partner(id, event) => self.partners.change(*id).apply(event.clone()),
-            Event::Transaction(id, event) => self.apply_transaction(*id, event),
+            Action::OpenWallet { .. } => {} // the id is new: nobody has it yet
+            Action::FreezeWallet { wallet, .. }
+            | Action::UnfreezeWallet { wallet, .. }
+            | Action::CloseWallet { wallet, .. } => self.look_for_wallet(*wallet, &mut missing),
+            Action::Transfer { instruction, .. }
+            | Action::Adjust { instruction, .. }
+            | Action::RequestTopUp { instruction, .. } => self.look_for_wallets(instruction, &mut missing),
+            Action::Batch { transfers, .. } => {
+                for (_, instruction) in transfers {
+                    self.look_for_wallets(instruction, &mut missing);
+                }
+            }
+            Action::Settle { transaction, .. } | Action::Fail { transaction, .. } | Action::Expire { transaction } => {
+                if !self.transactions.holds(*transaction) {
+                    missing.transactions.insert(*transaction);
+                }
+                let pending = self.transaction(*transaction).and_then(Transaction::pending);
+                if let Some((wallet, currency)) = pending.map(|asked| (asked.wallet_id, asked.currency)) {
+                    self.look_for_wallet(wallet, &mut missing);
+                    self.look_for_wallet(WalletId::system(WalletKind::Bank, currency), &mut missing);
+                }
+            }
+        }
+        missing
+    }
+
+    /// What must be laid in before the event can be folded in.
+    pub fn missing_of(&mut self, event: &Event, missing: &mut Missing) {
+        match event {
+            Event::Wallet(id, _) => self.look_for_wallet(*id, missing),
+            Event::Partner(id, _) => self.look_for_partner(*id, missing),
+            Event::Transaction(_, event) => {
+                for entry in event.entries().into_iter().flatten() {
+                    self.look_for_wallet(entry.wallet_id, missing);
+                }
+                if let Some(wallet) = event.expecting() {
+                    self.look_for_wallet(wallet, missing);
+                }
+            }
             Event::Command(..) => {}
         }
     }
 
-    fn apply_transaction(&mut self, id: TransactionId, event: &TransactionEvent) {
-        if let Some(entries) = event.entries() {
-            for entry in entries {
-                self.wallets.change(entry.wallet_id).enter(entry);
-            }
+    /// Lays in what was missing: all of it, and what was not found as well, so that it is known not to exist.
+    ///
+    /// Only right while [`Book::generation`] is what it was when the looking began.
+    pub fn lay_in(&mut self, missing: &Missing, found: Pages) {
+        for (id, wallet, at) in found.wallets {
+            self.wallets.lay_in(id, wallet, at);
         }
+        for (id, partner, at) in found.partners {
+            self.partners.lay_in(id, partner, at);
+        }
+        for id in &missing.wallets {
+            self.wallets.lay_in(*id, Wallet::default(), 0);
+        }
+        for id in &missing.partners {
+            self.partners.lay_in(*id, Partner::default(), 0);
+        }
+    }
+
+    /// Lays in a transaction as its own stream tells it, up to the position of its last event; a default one if there is
+    /// no such stream. The same condition holds as for [`Book::lay_in`].
+    pub fn lay_in_transaction(&mut self, id: TransactionId, transaction: Transaction, at: i64) {
+        self.transactions.lay_in(id, transaction, at);
+    }
+
+    /// Folds in what happened at a position. A change that is in already changes nothing; a gap is corrupt history.
+    ///
+    /// All that [`Book::missing_of`] names must have been laid in.
+    pub fn apply(&mut self, position: i64, event: &Event) {
         match event {
-            TransactionEvent::Posted { .. } | TransactionEvent::Declined { .. } => {} // ended as it began: nothing to remember
-            TransactionEvent::Requested { instruction, .. } => {
-                self.transactions.change(id).apply(event.clone());
-                let wallet = self.wallets.change(instruction.wallet_id);
-                wallet.expected = wallet.expected.saturating_add(1);
+            Event::Wallet(id, event) => {
+                if self.wallets.get(*id).is_none_or(|wallet| wallet.version < event.wallet_version()) {
+                    self.wallets.change(*id, position, |wallet| {
+                        assert_eq!(
+                            Some(event.wallet_version()),
+                            wallet.version.checked_add(1),
+                            "{id}: a change is missing"
+                        );
+                        wallet.apply(event.clone());
+                    });
+                }
             }
-            TransactionEvent::Settled { wallet_id, .. }
-            | TransactionEvent::Failed { wallet_id, .. }
-            | TransactionEvent::Expired { wallet_id } => {
-                self.transactions.change(id).apply(event.clone());
-                let wallet = self.wallets.change(*wallet_id);
-                wallet.expected = wallet.expected.saturating_sub(1);
+            Event::Partner(id, event) => {
+                if self.partners.at(*id) < position {
+                    self.partners.change(*id, position, |partner| partner.apply(event.clone()));
+                }
             }
+            Event::Transaction(id, event) => self.apply_transaction(position, *id, event),
+            Event::Command(..) => {}
         }
     }
 
-    /// Lays a transaction, folded from its own stream, beside the pending ones, to be looked at by decisions.
-    pub fn look_at(&mut self, id: TransactionId, transaction: Transaction) {
-        self.looked_at.insert(id, transaction);
-    }
-
-    /// Forgets what [`Book::look_at`] laid in.
-    pub fn look_away(&mut self) {
-        self.looked_at.clear();
-    }
-
-    /// The batch is committed: what it changed stays, but for transactions that have ended.
-    pub fn keep(&mut self) {
-        self.wallets.keep();
-        self.partners.keep();
-        for id in self.transactions.before.keys() {
-            if self.transactions.current.get(id).is_some_and(|transaction| transaction.pending().is_none()) {
-                self.transactions.current.remove(id);
+    fn apply_transaction(&mut self, position: i64, id: TransactionId, event: &TransactionEvent) {
+        // Before the entries: these bring the wallet to this position, and the count has no version of its own.
+        if let Some(wallet) = event.expecting()
+            && self.wallets.at(wallet) < position
+        {
+            self.wallets.change(wallet, position, |wallet| {
+                wallet.expected = match event {
+                    TransactionEvent::Requested { .. } => wallet.expected.saturating_add(1),
+                    _ => wallet.expected.saturating_sub(1),
+                };
+            });
+        }
+        for entry in event.entries().into_iter().flatten() {
+            if self.wallets.get(entry.wallet_id).is_none_or(|wallet| wallet.version < entry.wallet_version) {
+                self.wallets.change(entry.wallet_id, position, |wallet| wallet.enter(entry));
             }
         }
-        self.transactions.keep();
+        let known = self.transactions.get(id).is_some();
+        let begins = matches!(event, TransactionEvent::Requested { .. });
+        // One that ends and is not here is left alone: whoever needs it reads its stream, this event included.
+        if (begins || known) && self.transactions.at(id) < position {
+            self.transactions.change(id, position, |transaction| transaction.apply(event.clone()));
+        }
     }
 
-    /// The batch is not in the log: the book is again what it was at the last [`Book::keep`].
-    pub fn take_back(&mut self) {
-        self.wallets.take_back();
-        self.partners.take_back();
-        self.transactions.take_back();
+    pub fn mark(&self) -> Mark {
+        Mark { wallets: self.wallets.mark(), partners: self.partners.mark(), transactions: self.transactions.mark() }
+    }
+
+    /// What was changed before the mark is committed.
+    pub fn keep(&mut self, mark: Mark) {
+        self.wallets.keep(mark.wallets);
+        self.partners.keep(mark.partners);
+        self.transactions.keep(mark.transactions);
+    }
+
+    /// What was changed since the mark is not in the log: it has not happened.
+    pub fn take_back(&mut self, mark: Mark) {
+        self.wallets.take_back(mark.wallets);
+        self.partners.take_back(mark.partners);
+        self.transactions.take_back(mark.transactions);
+    }
+
+    /// How many things are in memory, and how many of them only there and in the log.
+    pub fn sizes(&self) -> (usize, usize) {
+        let sum = |sizes: [usize; 3]| sizes.into_iter().fold(0, usize::saturating_add);
+        (
+            sum([self.wallets.len(), self.partners.len(), self.transactions.len()]),
+            sum([self.wallets.changed(), self.partners.changed(), self.transactions.changed()]),
+        )
+    }
+
+    /// What was committed since the last snapshot, for the next one.
+    pub fn changes(&self) -> Pages {
+        Pages { wallets: self.wallets.changes(), partners: self.partners.changes() }
+    }
+
+    /// A snapshot has all that happened up to a position: what has not changed since may leave memory.
+    pub fn written(&mut self, position: i64) {
+        self.wallets.written(position);
+        self.partners.written(position);
+        self.transactions.written(position); // these can always be read from their own streams
+        self.generation = self.generation.saturating_add(1);
+    }
+
+    /// Counts the moments at which changed things became free to go. What was read before such a moment may have
+    /// changed and gone in between: read it again.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Lets things go that can be read again, if there are more than `max` of a kind.
+    pub fn make_room(&mut self, max: usize) {
+        self.wallets.make_room(max);
+        self.partners.make_room(max);
+        self.transactions.make_room(max);
+    }
+
+    fn look_for_wallets(&mut self, instruction: &Instruction, missing: &mut Missing) {
+        self.look_for_wallet(instruction.wallet_id, missing);
+        if let Some(to) = instruction.to_wallet_id {
+            self.look_for_wallet(to, missing);
+        }
+        if instruction.kind == TransactionKind::Adjustment {
+            self.look_for_wallet(WalletId::system(WalletKind::Adjustments, instruction.currency), missing);
+        }
+    }
+
+    fn look_for_wallet(&mut self, id: WalletId, missing: &mut Missing) {
+        if !self.wallets.holds(id) {
+            missing.wallets.insert(id);
+        }
+    }
+
+    fn look_for_partner(&mut self, id: PartnerId, missing: &mut Missing) {
+        if !self.partners.holds(id) {
+            missing.partners.insert(id);
+        }
     }
 }
 
-impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
-    fn change(&mut self, key: K) -> &mut V {
-        let value = self.current.get(&key);
-        self.before.entry(key).or_insert_with(|| value.cloned());
-        self.current.entry(key).or_default()
+impl Missing {
+    pub fn is_empty(&self) -> bool {
+        self.wallets.is_empty() && self.partners.is_empty() && self.transactions.is_empty()
     }
 
-    fn keep(&mut self) {
-        self.before.clear();
-    }
-
-    fn take_back(&mut self) {
-        for (key, value) in self.before.drain() {
-            match value {
-                Some(value) => self.current.insert(key, value),
-                None => self.current.remove(&key),
-            };
-        }
-    }
-}
-
-impl<K, V> Default for Shelf<K, V> {
-    fn default() -> Self {
-        Self { current: HashMap::new(), before: HashMap::new() }
+    /// Adds what another decision misses.
+    pub fn add(&mut self, other: &Missing) {
+        self.wallets.extend(&other.wallets);
+        self.partners.extend(&other.partners);
+        self.transactions.extend(&other.transactions);
     }
 }

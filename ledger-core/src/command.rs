@@ -55,17 +55,60 @@ pub enum Caller {
 /// Everything that can be asked of the ledger. New ids arrive here, minted at the edge.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    RegisterPartner { partner: PartnerId, name: String, currencies: Vec<(Currency, WalletId)>, client: ClientId },
-    OpenWallet { wallet: WalletId, user: Arc<str>, currency: Currency, metadata: Metadata },
-    FreezeWallet { wallet: WalletId, reason: String },
-    UnfreezeWallet { wallet: WalletId, reason: String },
-    CloseWallet { wallet: WalletId, reason: String },
-    Transfer { transaction: TransactionId, instruction: Arc<Instruction> },
-    Adjust { transaction: TransactionId, instruction: Arc<Instruction> },
-    RequestTopUp { transaction: TransactionId, instruction: Arc<Instruction>, payment: Payment },
-    Settle { transaction: TransactionId, money: Money, provider_reference: String },
-    Fail { transaction: TransactionId, failure: Failure },
-    Expire { transaction: TransactionId },
+    RegisterPartner {
+        partner: PartnerId,
+        name: String,
+        currencies: Vec<(Currency, WalletId)>,
+        client: ClientId,
+    },
+    OpenWallet {
+        wallet: WalletId,
+        user: Arc<str>,
+        currency: Currency,
+        metadata: Metadata,
+    },
+    FreezeWallet {
+        wallet: WalletId,
+        reason: String,
+    },
+    UnfreezeWallet {
+        wallet: WalletId,
+        reason: String,
+    },
+    CloseWallet {
+        wallet: WalletId,
+        reason: String,
+    },
+    Transfer {
+        transaction: TransactionId,
+        instruction: Arc<Instruction>,
+    },
+    Adjust {
+        transaction: TransactionId,
+        instruction: Arc<Instruction>,
+    },
+    /// Transfers, decided one after another. Atomic: all of them or none; otherwise each for itself.
+    Batch {
+        atomic: bool,
+        transfers: Vec<(TransactionId, Arc<Instruction>)>,
+    },
+    RequestTopUp {
+        transaction: TransactionId,
+        instruction: Arc<Instruction>,
+        payment: Payment,
+    },
+    Settle {
+        transaction: TransactionId,
+        money: Money,
+        provider_reference: String,
+    },
+    Fail {
+        transaction: TransactionId,
+        failure: Failure,
+    },
+    Expire {
+        transaction: TransactionId,
+    },
 }
 
 /// What has happened to a command that became nothing else. This is history: add variants, never edit or reuse one.
@@ -79,16 +122,30 @@ pub enum CommandEvent {
         partner_id: Option<PartnerId>,
         failure: Failure,
     },
+    /// None of an atomic batch's transfers was made, since this one was refused.
+    #[serde(rename = "BatchDeclined")]
+    BatchDeclined {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        partner_id: Option<PartnerId>,
+        /// The refused transfer's place in the batch, from 0.
+        item: u32,
+        failure: Failure,
+    },
+}
+
+/// Why a command was refused and, in an atomic batch, at which transfer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    refusal: Refusal,
+    item: Option<u32>,
 }
 
 impl Command {
-    /// The transaction whose past this command needs, if it is about one that exists already.
-    pub fn ends(&self) -> Option<TransactionId> {
-        match self.action {
-            Action::Settle { transaction, .. } | Action::Fail { transaction, .. } | Action::Expire { transaction } => {
-                Some(transaction)
-            }
-            _ => None,
+    /// How many decisions it is: what a bound on the size of an append counts.
+    pub fn decisions(&self) -> usize {
+        match &self.action {
+            Action::Batch { transfers, .. } => transfers.len().max(1),
+            _ => 1,
         }
     }
 
@@ -110,6 +167,10 @@ impl Command {
             | Action::UnfreezeWallet { reason, .. }
             | Action::CloseWallet { reason, .. } => reason.len(),
             Action::Transfer { instruction, .. } | Action::Adjust { instruction, .. } => instructed(instruction),
+            Action::Batch { transfers, .. } => {
+                let transfer = |(_, instruction): &(_, Arc<Instruction>)| instructed(instruction);
+                transfers.iter().map(transfer).fold(size_of_val(transfers.as_slice()), usize::saturating_add)
+            }
             Action::RequestTopUp { instruction, payment, .. } => {
                 let Payment { token, redirect_url, return_url } = payment;
                 let payment = texts(&[token, redirect_url, return_url.as_deref().unwrap_or_default()]);
@@ -123,29 +184,90 @@ impl Command {
     }
 
     /// The event that keeps a refusal: the command's only one.
-    pub fn declined(&self, refusal: &Refusal) -> NewEvent {
+    fn declined(&self, Refused { refusal, item }: &Refused) -> NewEvent {
         let failure = Failure::from(refusal);
-        match &self.action {
-            Action::Transfer { transaction, instruction }
-            | Action::Adjust { transaction, instruction }
-            | Action::RequestTopUp { transaction, instruction, .. } => {
-                let event = TransactionEvent::Declined { instruction: instruction.clone(), failure };
-                NewEvent { sequence: 1, event: Event::Transaction(*transaction, event) }
+        let partner_id = match self.caller {
+            Caller::Partner { partner, .. } => Some(partner),
+            Caller::Admin | Caller::Workflow => None,
+        };
+        match (&self.action, item) {
+            (
+                Action::Transfer { transaction, instruction }
+                | Action::Adjust { transaction, instruction }
+                | Action::RequestTopUp { transaction, instruction, .. },
+                _,
+            ) => declined(*transaction, instruction, failure),
+            (_, Some(item)) => {
+                let event = CommandEvent::BatchDeclined { partner_id, item: *item, failure };
+                NewEvent { sequence: 1, event: Event::Command(self.id, event) }
             }
-            _ => {
-                let partner_id = match self.caller {
-                    Caller::Partner { partner, .. } => Some(partner),
-                    Caller::Admin | Caller::Workflow => None,
-                };
+            (_, None) => {
                 NewEvent { sequence: 1, event: Event::Command(self.id, CommandEvent::Declined { partner_id, failure }) }
             }
         }
     }
 }
 
+fn declined(transaction: TransactionId, instruction: &Arc<Instruction>, failure: Failure) -> NewEvent {
+    let event = TransactionEvent::Declined { instruction: instruction.clone(), failure };
+    NewEvent { sequence: 1, event: Event::Transaction(transaction, event) }
+}
+
 impl Book {
-    /// What follows from the command, here and now. Repeating it on an equal book gives the same.
-    pub fn decide(&self, command: &Command) -> Result<Vec<NewEvent>, Refusal> {
+    /// Decides the command and folds in what follows, the first event at `position`. Repeating it on an equal book gives
+    /// the same. The refusal of a keyed command is an event too, which keeps it; an unkeyed one leaves no trace.
+    ///
+    /// All that [`Book::missing`] names must have been laid in.
+    pub fn execute(&mut self, command: &Command, position: i64) -> Result<Vec<NewEvent>, Refusal> {
+        let before = self.mark();
+        match self.decide(command, position) {
+            Ok(events) => Ok(events),
+            Err(refused) => {
+                self.take_back(before);
+                if command.key.is_some() { Ok(vec![command.declined(&refused)]) } else { Err(refused.refusal) }
+            }
+        }
+    }
+
+    fn decide(&mut self, command: &Command, position: i64) -> Result<Vec<NewEvent>, Refused> {
+        if let Action::Batch { atomic, transfers } = &command.action {
+            return self.decide_batch(&command.caller, *atomic, transfers, position);
+        }
+        let events = self.decide_one(command).map_err(|refusal| Refused { refusal, item: None })?;
+        self.apply_all(&events, position);
+        Ok(events)
+    }
+
+    fn decide_batch(
+        &mut self,
+        caller: &Caller,
+        atomic: bool,
+        transfers: &[(TransactionId, Arc<Instruction>)],
+        position: i64,
+    ) -> Result<Vec<NewEvent>, Refused> {
+        let mut events = Vec::with_capacity(transfers.len());
+        for (item, (transaction, instruction)) in (0..).zip(transfers) {
+            let transfer = TransactionCommand::Transfer { caller: caller.clone(), instruction: instruction.clone() };
+            match self.on_transaction(*transaction, transfer) {
+                Ok(moved) => {
+                    let position = position.saturating_add_unsigned(events.len() as u64);
+                    self.apply_all(&moved, position);
+                    events.extend(moved);
+                }
+                Err(refusal) if atomic => return Err(Refused { refusal, item: Some(item) }),
+                Err(refusal) => events.push(declined(*transaction, instruction, Failure::from(&refusal))),
+            }
+        }
+        Ok(events)
+    }
+
+    fn apply_all(&mut self, events: &[NewEvent], first: i64) {
+        for (position, NewEvent { event, .. }) in (first..).zip(events) {
+            self.apply(position, event);
+        }
+    }
+
+    fn decide_one(&self, command: &Command) -> Result<Vec<NewEvent>, Refusal> {
         let caller = || command.caller.clone();
         match command.action.clone() {
             Action::RegisterPartner { partner, name, currencies, client } => {
@@ -171,6 +293,7 @@ impl Book {
             Action::Adjust { transaction, instruction } => {
                 self.on_transaction(transaction, TransactionCommand::Adjust { caller: caller(), instruction })
             }
+            Action::Batch { .. } => unreachable!("its transfers are decided one by one"),
             Action::RequestTopUp { transaction, instruction, payment } => {
                 self.on_transaction(transaction, TransactionCommand::Request { caller: caller(), instruction, payment })
             }

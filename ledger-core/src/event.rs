@@ -82,6 +82,7 @@ impl Event {
             Self::Partner(_, event) => event.name(),
             Self::Transaction(_, event) => event.name(),
             Self::Command(_, CommandEvent::Declined { .. }) => "CommandDeclined",
+            Self::Command(_, CommandEvent::BatchDeclined { .. }) => "BatchDeclined",
         }
     }
 

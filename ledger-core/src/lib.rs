@@ -15,11 +15,12 @@ mod id;
 mod money;
 mod partner;
 mod refusal;
+mod shelf;
 mod timestamp;
 mod transaction;
 mod wallet;
 
-pub use book::Book;
+pub use book::{Book, Mark, Missing, Pages};
 pub use command::{Action, Caller, Command, CommandEvent, Key};
 pub use currency::Currency;
 pub use event::{CorruptEvent, Event, NewEvent, upcasters};

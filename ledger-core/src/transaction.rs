@@ -346,6 +346,17 @@ impl TransactionEvent {
         }
     }
 
+    /// The wallet in which, from this event on, money is expected, or no longer is.
+    pub(crate) fn expecting(&self) -> Option<WalletId> {
+        match self {
+            Self::Requested { instruction, .. } => Some(instruction.wallet_id),
+            Self::Settled { wallet_id, .. } | Self::Failed { wallet_id, .. } | Self::Expired { wallet_id } => {
+                Some(*wallet_id)
+            }
+            Self::Posted { .. } | Self::Declined { .. } => None,
+        }
+    }
+
     /// The entries of an event that moves money.
     pub const fn entries(&self) -> Option<&Entries> {
         match self {

@@ -28,15 +28,19 @@ fn book() -> Book {
     let instruction = instruction(TransactionKind::TopUp, WALLET, None);
     let request = Action::RequestTopUp { transaction: top_up(), instruction, payment };
     decide(&mut book, Caller::Partner { partner, user: None }, request).unwrap();
-    book.keep();
+    book.keep(book.mark());
     book
 }
 
 fn decide(book: &mut Book, caller: Caller, action: Action) -> Result<Vec<NewEvent>, Refusal> {
     let id = CommandId::from_uuid(Uuid::from_u128(99));
-    let events = book.decide(&Command { id, key: None, caller, action, metadata: "{}".into() })?;
-    events.iter().for_each(|new| book.apply(&new.event));
-    Ok(events)
+    execute(book, Command { id, key: None, caller, action, metadata: "{}".into() })
+}
+
+/// Positions are counted in thousands: no command here has more events.
+fn execute(book: &mut Book, command: Command) -> Result<Vec<NewEvent>, Refusal> {
+    static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(1);
+    book.execute(&command, NEXT.fetch_add(1_000, std::sync::atomic::Ordering::Relaxed))
 }
 
 fn eur() -> Currency {
@@ -76,35 +80,105 @@ fn settle() -> Action {
 #[test]
 fn who_comes_second_in_a_batch_is_told_how_the_transaction_has_ended() {
     let mut book = book();
+    let before = book.mark();
     decide(&mut book, Caller::Workflow, settle()).unwrap();
     let ended = Err(Refusal::TransactionEnded { status: TransactionStatus::Success });
     let late = Action::Expire { transaction: top_up() };
     assert_eq!(decide(&mut book, Caller::Workflow, late.clone()), ended, "it exists, and has ended");
     assert_eq!(decide(&mut book, Caller::Workflow, settle()), ended);
 
-    book.take_back();
+    book.take_back(before);
     assert!(book.transaction(top_up()).unwrap().pending().is_some(), "the batch came to nothing");
     decide(&mut book, Caller::Workflow, late).unwrap();
-    book.keep();
-    assert_eq!(book.transaction(top_up()), None, "what has ended is not kept in memory");
+    book.keep(book.mark());
+    book.written(i64::MAX);
+    book.make_room(0);
+    assert_eq!(book.transaction(top_up()), None, "what can be read again need not stay in memory");
 }
 
 #[test]
-fn what_was_looked_at_ahead_of_the_book_is_not_folded_in_twice() {
+fn what_was_read_ahead_of_the_book_is_not_folded_in_twice() {
     let mut book = book();
     let later = TransactionId::from_uuid(Uuid::from_u128(5));
     let payment = Payment { token: "t".to_owned(), redirect_url: "u".to_owned(), return_url: None };
     let requested =
         TransactionEvent::Requested { instruction: instruction(TransactionKind::TopUp, WALLET, None), payment };
+    let ahead = i64::MAX - 1;
     let mut transaction = Transaction::default();
     cqrs_es::Aggregate::apply(&mut transaction, requested.clone());
-    book.look_at(later, transaction);
-    assert!(book.transaction(later).is_some());
-    book.look_away();
-    assert_eq!(book.transaction(later), None);
-
-    book.apply(&Event::Transaction(later, requested)); // now it comes by in the log
+    book.lay_in_transaction(later, transaction, ahead);
+    book.apply(ahead, &Event::Transaction(later, requested)); // now it comes by in the log
     assert_eq!(book.transaction(later).unwrap().sequence, 1);
+}
+
+#[test]
+fn a_wallet_read_ahead_of_the_book_counts_what_it_expects_once() {
+    let book = book();
+    let wallet = book.wallet(id(WALLET)).unwrap().clone();
+    assert_eq!(wallet.expected, 1);
+    let mut other = Book::default();
+    let found = Pages { wallets: vec![(id(WALLET), wallet, 7_001)], partners: Vec::new() };
+    other.lay_in(&Missing::default(), found);
+    let payment = Payment { token: "t".to_owned(), redirect_url: "u".to_owned(), return_url: None };
+    let requested =
+        TransactionEvent::Requested { instruction: instruction(TransactionKind::TopUp, WALLET, None), payment };
+    other.apply(7_001, &Event::Transaction(top_up(), requested.clone()));
+    assert_eq!(other.wallet(id(WALLET)).unwrap().expected, 1, "the wallet was read after this event");
+    other.apply(7_002, &Event::Transaction(TransactionId::from_uuid(Uuid::from_u128(5)), requested));
+    assert_eq!(other.wallet(id(WALLET)).unwrap().expected, 2);
+}
+
+/// Settled first, the wallet holds 5.00: enough for two transfers of 2.00 and not for a third.
+fn batch(atomic: bool, key: bool) -> (Book, Command) {
+    let mut book = book();
+    decide(&mut book, Caller::Workflow, settle()).unwrap();
+    book.keep(book.mark());
+    let transfer = |number: u128| {
+        let instruction = Arc::unwrap_or_clone(instruction(TransactionKind::Transfer, WALLET, Some(OTHER)));
+        let instruction = Instruction { amount: "2.00".parse().unwrap(), ..instruction };
+        (TransactionId::from_uuid(Uuid::from_u128(number)), Arc::new(instruction))
+    };
+    let command = Command {
+        id: CommandId::from_uuid(Uuid::from_u128(99)),
+        key: key.then_some(Key { hash: [1; 16], request: [1; 32] }),
+        caller: Caller::Partner { partner: PartnerId::from_uuid(Uuid::from_u128(PARTNER)), user: None },
+        action: Action::Batch { atomic, transfers: (50..53).map(transfer).collect() },
+        metadata: "{}".into(),
+    };
+    (book, command)
+}
+
+fn balance(book: &Book, wallet: u128) -> String {
+    book.wallet(id(wallet)).unwrap().opened.as_ref().unwrap().balance.to_string()
+}
+
+#[test]
+fn of_a_batch_each_transfer_sees_what_the_ones_before_it_did_and_is_answered_for_itself() {
+    let (mut book, command) = batch(false, true);
+    let events = execute(&mut book, command).unwrap();
+    let types: Vec<_> = events.iter().map(|new| new.event.event_type()).collect();
+    assert_eq!(types, ["TransactionPosted", "TransactionPosted", "TransactionDeclined"]);
+    assert_eq!([balance(&book, WALLET), balance(&book, OTHER)], ["1.00", "4.00"]);
+}
+
+#[test]
+fn of_an_atomic_batch_all_transfers_are_made_or_none_and_the_first_refused_one_is_named() {
+    for key in [true, false] {
+        let (mut book, command) = batch(true, key);
+        let answer = execute(&mut book, command);
+        assert_eq!([balance(&book, WALLET), balance(&book, OTHER)], ["5.00", "0.00"]);
+        match answer {
+            Ok(events) => {
+                let [NewEvent { sequence: 1, event: Event::Command(_, declined) }] = &events[..] else {
+                    panic!("{events:?}")
+                };
+                let CommandEvent::BatchDeclined { item: 2, failure, .. } = declined else { panic!("{declined:?}") };
+                assert_eq!(failure.code, "insufficient-funds");
+                assert!(key, "only a key keeps a refusal");
+            }
+            Err(refusal) => assert!(!key && matches!(refusal, Refusal::InsufficientFunds { .. })),
+        }
+    }
 }
 
 #[test]

@@ -72,11 +72,12 @@ fn every_event_that_can_be_written_has_a_sample() {
             | TransactionEvent::Expired { .. }
             | TransactionEvent::Declined { .. },
         )
-        | Event::Command(_, CommandEvent::Declined { .. }) => event.event_type(),
+        | Event::Command(_, CommandEvent::Declined { .. } | CommandEvent::BatchDeclined { .. }) => event.event_type(),
     };
     let sampled: BTreeSet<_> = samples().iter().map(|(_, sample)| known(&read(sample))).collect();
     let listed = [
         "CommandDeclined",
+        "BatchDeclined",
         "PartnerRegistered",
         "TransactionDeclined",
         "TransactionExpired",

@@ -8,6 +8,8 @@ use crate::ledger::{CommandError, Decided};
 
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// The position of the first event.
+    first: i64,
     pub(crate) drafts: Vec<Draft>,
     /// In the order of the commands.
     outcomes: Vec<Outcome>,
@@ -31,11 +33,12 @@ impl Batch {
     /// asked about. The book is left as the last decision leaves it; it is the caller's to keep that or to take it back.
     pub(crate) fn decide<'a>(
         book: &mut Book,
+        first: i64,
         keys: &RecentKeys,
         found: &RecentKeys,
         commands: impl Iterator<Item = &'a Command>,
     ) -> Self {
-        let mut batch = Self { drafts: Vec::new(), outcomes: Vec::new() };
+        let mut batch = Self { first, drafts: Vec::new(), outcomes: Vec::new() };
         let mut here = RecentKeys::new(usize::MAX);
         for command in commands {
             let usage = command.key.map_or(KeyUse::New, |key| {
@@ -58,14 +61,12 @@ impl Batch {
     }
 
     fn decide_one(&mut self, book: &mut Book, command: &Command) -> Outcome {
-        let events = match book.decide(command) {
+        let from = self.drafts.len();
+        let events = match book.execute(command, self.first + from as i64) {
             Ok(events) => events,
-            Err(refusal) if command.key.is_some() => vec![command.declined(&refusal)],
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        let from = self.drafts.len();
         for event in events {
-            book.apply(&event.event);
             let key = command.key.filter(|_| self.drafts.len() == from);
             self.drafts.push(Draft::new(command.id, key, &command.metadata, event));
         }

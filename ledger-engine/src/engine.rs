@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cqrs_es::Aggregate;
 use event_store::{AppendError, Commit, Head, Log, StoreError, Writer};
-use ledger_core::{Book, Event, Timestamp, Transaction, TransactionId};
+use ledger_core::{Book, Event, Missing, Pages, Timestamp, Transaction, TransactionId};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -82,7 +82,7 @@ impl Engine {
         // The batch's own, so that nothing can crowd it out before the next decision.
         let mut found = RecentKeys::new(usize::MAX);
         loop {
-            match self.look_at_ended(&jobs).await {
+            match self.lay_in_missing(&jobs).await {
                 Ok(()) => {}
                 Err(error) if reads.allow_another(&error).await => {
                     self.writer.disconnect();
@@ -93,7 +93,9 @@ impl Engine {
                     return Ok(());
                 }
             }
-            let batch = Batch::decide(&mut self.book, &self.keys, &found, jobs.iter().map(|job| &job.command));
+            let before = self.book.mark();
+            let first = self.head.position + 1;
+            let batch = Batch::decide(&mut self.book, first, &self.keys, &found, jobs.iter().map(|job| &job.command));
             let appended = if batch.drafts.is_empty() {
                 if batch.refuses_without_a_trace() && !self.writer.has_turn() {
                     Err(Again::Lost) // another engine may have changed what was refused
@@ -106,12 +108,11 @@ impl Engine {
                 self.append(&commit).await.map(|()| Some(commit))
             };
             if appended.is_err() {
-                self.book.take_back();
+                self.book.take_back(before);
             }
-            self.book.look_away();
             match appended {
                 Ok(commit) => {
-                    self.book.keep();
+                    self.book.keep(self.book.mark());
                     if let Some(commit) = &commit {
                         self.head = commit.head();
                         for event in &commit.events {
@@ -222,32 +223,41 @@ impl Engine {
         for recorded in &commit.events {
             let read = recorded.read();
             let event = read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })?;
-            self.book.apply(&event);
+            self.book.apply(recorded.position, &event);
             self.keys.remember_event(recorded);
         }
-        self.book.keep();
+        self.book.keep(self.book.mark());
         self.head = commit.head();
         Ok(())
     }
 
-    /// Lays the ended transactions that commands are about beside the pending ones, each folded from its own stream.
-    async fn look_at_ended(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
-        let ends = jobs.iter().filter_map(|job| job.command.ends());
-        let unknown = ends.filter(|id| self.book.transaction(*id).is_none());
-        let mut transactions: HashMap<_, _> = unknown.map(|id| (id, Transaction::default())).collect();
-        if transactions.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = transactions.keys().map(TransactionId::to_string).collect();
-        for recorded in self.writer.streams(Transaction::TYPE, &ids).await? {
-            let read = recorded.read();
-            match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
-                Event::Transaction(id, event) => transactions.entry(id).or_default().apply(event),
-                _ => unreachable!("a transaction's stream holds its events"),
+    /// Lays in what the commands need and the book does not hold: transactions from their own streams.
+    async fn lay_in_missing(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
+        for _ in 0..2 {
+            let mut missing = Missing::default();
+            for job in jobs {
+                missing.add(&self.book.missing(&job.command));
             }
-        }
-        for (id, transaction) in transactions {
-            self.book.look_at(id, transaction);
+            if !missing.transactions.is_empty() {
+                let mut found: HashMap<_, _> =
+                    missing.transactions.iter().map(|id| (*id, (Transaction::default(), 0))).collect();
+                let ids: Vec<_> = found.keys().map(TransactionId::to_string).collect();
+                for recorded in self.writer.streams(Transaction::TYPE, &ids).await? {
+                    let read = recorded.read();
+                    match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
+                        Event::Transaction(id, event) => {
+                            let (transaction, at) = found.entry(id).or_default();
+                            transaction.apply(event);
+                            *at = recorded.position;
+                        }
+                        _ => unreachable!("a transaction's stream holds its events"),
+                    }
+                }
+                for (id, (transaction, at)) in found {
+                    self.book.lay_in_transaction(id, transaction, at);
+                }
+            }
+            self.book.lay_in(&missing, Pages::default());
         }
         Ok(())
     }
@@ -267,8 +277,6 @@ impl Engine {
     /// Nothing of the batch is in the log, and nothing will be.
     fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
         tracing::error!(%error, commands = jobs.len(), "a batch could not be appended; it is not in the log");
-        self.book.take_back();
-        self.book.look_away();
         self.writer.disconnect();
         for job in jobs {
             job.answer.send(Err(CommandError::Unavailable)).ok();

@@ -96,9 +96,9 @@ impl Story {
                 action,
                 metadata: r#"{"clientId":"cli_1","requestId":"req_1"}"#.into(),
             };
-            let events = self.book.decide(&command).unwrap_or_else(|refusal| vec![command.declined(&refusal)]);
+            let position = self.head.position + 1 + drafts.len() as i64;
+            let events = self.book.execute(&command, position).unwrap();
             for (place, event) in events.into_iter().enumerate() {
-                self.book.apply(&event.event);
                 let key = command.key.filter(|_| place == 0);
                 drafts.push(Draft::new(command.id, key, &command.metadata, event));
             }
