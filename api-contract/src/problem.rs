@@ -349,7 +349,7 @@ static TABLE: &[Kind] = table! {
             "X-User-ID names an end user, and the paying wallet belongs to another one."
             "Spend from a wallet of that user, or leave X-User-ID out where the partner itself acts."
         "partner-suspended", "Partner suspended":
-            "The partner is suspended; nothing of it moves."
+            "The partner is suspended: it gets no tokens, and nothing that it asks for is done. What was pending still ends."
             "Talk to the operator of this ledger."
     }
     404 {
@@ -576,6 +576,9 @@ mod tests {
             (Refusal::WalletNotFound, 404),
             (Refusal::TransactionNotFound, 404),
             (Refusal::PartnerNotFound, 404),
+            (Refusal::PartnerSuspended, 403),
+            (Refusal::PartnerIsSuspended, 409),
+            (Refusal::PartnerNotSuspended, 409),
             (Refusal::WalletNotOwned, 403),
             (Refusal::WalletFrozen, 409),
             (Refusal::WalletClosed, 409),

@@ -113,6 +113,9 @@ impl Book {
                     }
                 }
             }
+            Action::SuspendPartner { partner, .. }
+            | Action::ResumePartner { partner }
+            | Action::RotateSecret { partner } => self.look_for_partner(*partner, &mut missing),
             Action::OpenWallet { .. } => {} // the id is new: nobody has it yet
             Action::FreezeWallet { wallet, .. }
             | Action::UnfreezeWallet { wallet, .. }

@@ -61,6 +61,17 @@ pub enum Action {
         currencies: Vec<(Currency, WalletId)>,
         client: ClientId,
     },
+    SuspendPartner {
+        partner: PartnerId,
+        reason: Option<String>,
+    },
+    ResumePartner {
+        partner: PartnerId,
+    },
+    /// Replaces the secret of the partner's client. The ledger knows that, and neither secret.
+    RotateSecret {
+        partner: PartnerId,
+    },
     OpenWallet {
         wallet: WalletId,
         user: Arc<str>,
@@ -162,6 +173,8 @@ impl Command {
             Action::RegisterPartner { name, currencies, .. } => {
                 [name.len(), size_of_val(currencies.as_slice())].iter().sum()
             }
+            Action::SuspendPartner { reason, .. } => reason.as_ref().map_or(0, String::len),
+            Action::ResumePartner { .. } | Action::RotateSecret { .. } => 0,
             Action::OpenWallet { user, metadata, .. } => [user.len(), bytes_of(metadata)].iter().sum(),
             Action::FreezeWallet { reason, .. }
             | Action::UnfreezeWallet { reason, .. }
@@ -230,6 +243,12 @@ impl Book {
     }
 
     fn decide(&mut self, command: &Command, position: i64) -> Result<Vec<NewEvent>, Refused> {
+        // Its own commands alone: what is pending for it is ended by workflows, and no money stays stuck.
+        if let Caller::Partner { partner, .. } = command.caller
+            && let Some(Err(refusal)) = self.partner(partner).map(Partner::active)
+        {
+            return Err(Refused { refusal, item: None });
+        }
         if let Action::Batch { atomic, transfers } = &command.action {
             return self.decide_batch(&command.caller, *atomic, transfers, position);
         }
@@ -273,6 +292,9 @@ impl Book {
             Action::RegisterPartner { partner, name, currencies, client } => {
                 self.register(partner, name, currencies, client)
             }
+            Action::SuspendPartner { partner, reason } => self.on_partner(partner, PartnerCommand::Suspend { reason }),
+            Action::ResumePartner { partner } => self.on_partner(partner, PartnerCommand::Resume),
+            Action::RotateSecret { partner } => self.on_partner(partner, PartnerCommand::RotateSecret),
             Action::OpenWallet { wallet, user, currency, metadata } => {
                 let Caller::Partner { partner, .. } = command.caller else { return Err(Refusal::PartnerNotFound) };
                 let (kind, partner, user) = (WalletKind::Customer, Some(partner), Some(user));
@@ -317,13 +339,7 @@ impl Book {
     ) -> Result<Vec<NewEvent>, Refusal> {
         let codes: Vec<_> = currencies.iter().map(|(currency, _)| *currency).collect();
         let register = PartnerCommand::Register { name, currencies: codes.clone(), client };
-        let mut events = handle(
-            &Partner::default(),
-            register,
-            self,
-            |partner| partner.sequence,
-            |event| Event::Partner(partner, event),
-        )?;
+        let mut events = self.on_partner(partner, register)?;
         let open = |kind, partner, currency| WalletCommand::Open {
             kind,
             partner,
@@ -343,6 +359,12 @@ impl Book {
             events.extend(self.on_wallet(wallet, open(WalletKind::Settlement, Some(partner), currency))?);
         }
         Ok(events)
+    }
+
+    fn on_partner(&self, id: PartnerId, command: PartnerCommand) -> Result<Vec<NewEvent>, Refusal> {
+        let unregistered = Partner::default();
+        let partner = self.partner(id).unwrap_or(&unregistered);
+        handle(partner, command, self, |partner| partner.sequence, |event| Event::Partner(id, event))
     }
 
     fn on_wallet(&self, id: WalletId, command: WalletCommand) -> Result<Vec<NewEvent>, Refusal> {

@@ -15,6 +15,12 @@ pub enum Refusal {
     TransactionNotFound,
     #[error("no such partner")]
     PartnerNotFound,
+    #[error("the partner is suspended")]
+    PartnerSuspended,
+    #[error("the partner is suspended already")]
+    PartnerIsSuspended,
+    #[error("the partner is not suspended")]
+    PartnerNotSuspended,
     #[error("the wallet belongs to another user")]
     WalletNotOwned,
     #[error("the wallet is frozen")]
@@ -50,11 +56,15 @@ impl Refusal {
             Self::WalletNotFound => "wallet-not-found",
             Self::TransactionNotFound => "transaction-not-found",
             Self::PartnerNotFound => "partner-not-found",
+            Self::PartnerSuspended => "partner-suspended",
             Self::WalletNotOwned => "wallet-not-owned",
             Self::WalletFrozen => "wallet-frozen",
             Self::WalletClosed => "wallet-closed",
             Self::WalletNotEmpty { .. } | Self::MoneyExpected => "wallet-not-empty",
-            Self::WalletNotFrozen | Self::TransactionEnded { .. } => "invalid-transition",
+            Self::WalletNotFrozen
+            | Self::TransactionEnded { .. }
+            | Self::PartnerIsSuspended
+            | Self::PartnerNotSuspended => "invalid-transition",
             Self::InsufficientFunds { .. } => "insufficient-funds",
             Self::CurrencyMismatch { .. } => "currency-mismatch",
             Self::CurrencyNotEnabled { .. } => "currency-not-enabled",

@@ -108,3 +108,26 @@ fn a_pending_transaction_ends_once() {
     };
     check(vec![requested], settle("10.51"), Err(mismatch));
 }
+
+#[test]
+fn a_partner_is_suspended_and_resumed_in_turns_and_its_secret_is_rotated_at_any_time() {
+    let client: ClientId = "cli_0192f0c1-2d3e-7abc-8def-0123456789b0".parse().unwrap();
+    let registered = || PartnerEvent::Registered { name: "Acme".to_owned(), currencies: Vec::new(), client_id: client };
+    let suspended = || PartnerEvent::Suspended { reason: Some("leaked".to_owned()) };
+    let suspend = || PartnerCommand::Suspend { reason: Some("leaked".to_owned()) };
+    let rotated = || PartnerEvent::SecretRotated { client_id: client };
+    let check = |given: Vec<PartnerEvent>, when, then| {
+        let answer = TestFramework::<Partner>::with(Book::default()).given(given).when(when);
+        assert_eq!(answer.inspect_result(), then);
+    };
+    check(vec![registered()], suspend(), Ok(vec![suspended()]));
+    check(vec![registered()], PartnerCommand::Resume, Err(Refusal::PartnerNotSuspended));
+    check(vec![registered()], PartnerCommand::RotateSecret, Ok(vec![rotated()]));
+    check(vec![registered(), suspended()], suspend(), Err(Refusal::PartnerIsSuspended));
+    check(vec![registered(), suspended()], PartnerCommand::RotateSecret, Ok(vec![rotated()]));
+    check(vec![registered(), suspended()], PartnerCommand::Resume, Ok(vec![PartnerEvent::Resumed {}]));
+    check(vec![registered(), suspended(), PartnerEvent::Resumed {}], suspend(), Ok(vec![suspended()]));
+    for command in [suspend(), PartnerCommand::Resume, PartnerCommand::RotateSecret] {
+        check(vec![], command, Err(Refusal::PartnerNotFound));
+    }
+}

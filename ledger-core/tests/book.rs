@@ -200,3 +200,34 @@ fn who_names_a_user_spends_from_that_users_wallets_only() {
     }
     assert!(decide(&mut book, theirs("user-1"), transfer("user-1")).is_ok());
 }
+
+#[test]
+fn of_a_suspended_partner_nothing_is_done_but_what_was_pending_ends() {
+    let mut book = book();
+    let partner = PartnerId::from_uuid(Uuid::from_u128(PARTNER));
+    let suspend = Action::SuspendPartner { partner, reason: None };
+    decide(&mut book, Caller::Admin, suspend).unwrap();
+    let theirs = || Caller::Partner { partner, user: None };
+    let transaction = TransactionId::from_uuid(Uuid::from_u128(7));
+    let moving = instruction(TransactionKind::Transfer, WALLET, Some(OTHER));
+    let payment = Payment { token: "t".to_owned(), redirect_url: "u".to_owned(), return_url: None };
+    let reason = || "r".to_owned();
+    for action in [
+        Action::OpenWallet { wallet: id(8), user: "user-3".into(), currency: eur(), metadata: Metadata::new() },
+        Action::FreezeWallet { wallet: id(WALLET), reason: reason() },
+        Action::UnfreezeWallet { wallet: id(WALLET), reason: reason() },
+        Action::CloseWallet { wallet: id(OTHER), reason: reason() },
+        Action::Transfer { transaction, instruction: moving.clone() },
+        Action::Batch { atomic: true, transfers: vec![(transaction, moving.clone())] },
+        Action::Batch { atomic: false, transfers: vec![(transaction, moving)] },
+        Action::RequestTopUp { transaction, instruction: instruction(TransactionKind::TopUp, WALLET, None), payment },
+    ] {
+        assert_eq!(decide(&mut book, theirs(), action.clone()), Err(Refusal::PartnerSuspended), "{action:?}");
+    }
+    decide(&mut book, Caller::Workflow, settle()).unwrap();
+    let freeze = Action::FreezeWallet { wallet: id(WALLET), reason: reason() };
+    decide(&mut book, Caller::Admin, freeze).unwrap();
+    decide(&mut book, Caller::Admin, Action::ResumePartner { partner }).unwrap();
+    let unfreeze = Action::UnfreezeWallet { wallet: id(WALLET), reason: reason() };
+    decide(&mut book, theirs(), unfreeze).unwrap();
+}

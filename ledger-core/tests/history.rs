@@ -62,7 +62,13 @@ fn every_event_that_can_be_written_has_a_sample() {
             | WalletEvent::Unfrozen { .. }
             | WalletEvent::Closed { .. },
         )
-        | Event::Partner(_, PartnerEvent::Registered { .. })
+        | Event::Partner(
+            _,
+            PartnerEvent::Registered { .. }
+            | PartnerEvent::Suspended { .. }
+            | PartnerEvent::Resumed {}
+            | PartnerEvent::SecretRotated { .. },
+        )
         | Event::Transaction(
             _,
             TransactionEvent::Posted { .. }
@@ -79,6 +85,9 @@ fn every_event_that_can_be_written_has_a_sample() {
         "CommandDeclined",
         "BatchDeclined",
         "PartnerRegistered",
+        "PartnerResumed",
+        "PartnerSecretRotated",
+        "PartnerSuspended",
         "TransactionDeclined",
         "TransactionExpired",
         "TransactionFailed",
