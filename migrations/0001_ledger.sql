@@ -89,6 +89,30 @@ create unique index events_key on ledger.events (key_hash) where key_hash is not
 create table ledger.turn (the_only_one boolean primary key default true check (the_only_one));
 insert into ledger.turn default values;
 
+-- The engine's book as it was at a position of the log: what a start begins with, and where wallets rest that nobody
+-- touches. All of it follows from the log. With no engine running it may be emptied; the next start folds the log anew.
+create table ledger.book_snapshot (
+    format smallint primary key, -- engines of different releases each have their own
+    position bigint not null,
+    commit_number bigint not null,
+    chain bytea not null
+);
+-- A wallet or partner that is in no row and in no engine's memory does not exist.
+create table ledger.book_wallets (
+    format smallint not null,
+    id uuid not null,
+    position bigint not null, -- of the last event that is in; the snapshot's own position may be less, never the log's
+    wallet text not null,
+    constraint book_wallets_pkey primary key (format, id)
+);
+create table ledger.book_partners (
+    format smallint not null,
+    id uuid not null,
+    position bigint not null,
+    partner text not null,
+    constraint book_partners_pkey primary key (format, id)
+);
+
 -- Appends one commit and its events. The commit row goes in first: it is the only place where two writers meet,
 -- and with events first two appends could deadlock.
 -- It runs with its owner's rights, and is the only way in: whoever may call it can still not leave an event without its
@@ -136,4 +160,5 @@ revoke all on function ledger.append from public;
 grant usage on schema ledger to daybook_reader;
 grant select on ledger.identity, ledger.commits, ledger.events to daybook_reader;
 grant select, update on ledger.turn to daybook_ledger; -- `for no key update` needs the right to update
+grant select, insert, update on ledger.book_snapshot, ledger.book_wallets, ledger.book_partners to daybook_ledger;
 grant execute on function ledger.append to daybook_ledger;

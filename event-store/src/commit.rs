@@ -49,48 +49,73 @@ impl Draft {
     }
 }
 
-impl Commit {
-    /// Seals the drafts as the commit that follows `head`. The clock never goes back in the log, whatever it does outside.
-    pub fn seal(head: &Head, now: Timestamp, drafts: &[Draft]) -> Self {
-        assert!(!drafts.is_empty(), "a commit has events");
-        let number = head.commit + 1;
-        let recorded_at = now.max(head.recorded_at);
-        let first = head.position + 1;
-        let events: Vec<_> = (first..)
-            .zip(drafts)
-            .map(|(position, draft)| {
-                let mut event = RecordedEvent {
-                    position,
-                    commit: number,
-                    command_id: draft.command,
-                    aggregate_type: draft.event.aggregate_type().to_owned(),
-                    aggregate_id: draft.event.aggregate_id(),
-                    sequence: draft.sequence,
-                    event_type: draft.event.event_type().to_owned(),
-                    event_version: draft.event.event_version().to_owned(),
-                    payload: draft.event.payload(),
-                    metadata: draft.metadata.clone(),
-                    recorded_at,
-                    key_hash: draft.key.map(|key| key.hash),
-                    request_hash: draft.key.map(|key| key.request),
-                    leaf_hash: [0; 32],
-                };
-                event.leaf_hash = event.leaf();
-                event
-            })
-            .collect();
+/// A commit that grows: its events have their places and their hashes, and more may follow.
+#[derive(Debug)]
+pub struct OpenCommit {
+    head: Head,
+    recorded_at: Timestamp,
+    events: Vec<RecordedEvent>,
+}
+
+impl OpenCommit {
+    /// The commit that follows `head`. The clock never goes back in the log, whatever it does outside.
+    pub fn after(head: &Head, now: Timestamp) -> Self {
+        Self { head: *head, recorded_at: now.max(head.recorded_at), events: Vec::new() }
+    }
+
+    /// The position of the next event.
+    pub fn next(&self) -> i64 {
+        self.head.position + 1 + self.events.len() as i64
+    }
+
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    pub fn push(&mut self, draft: Draft) {
+        let mut event = RecordedEvent {
+            position: self.next(),
+            commit: self.head.commit + 1,
+            command_id: draft.command,
+            aggregate_type: draft.event.aggregate_type().to_owned(),
+            aggregate_id: draft.event.aggregate_id(),
+            sequence: draft.sequence,
+            event_type: draft.event.event_type().to_owned(),
+            event_version: draft.event.event_version().to_owned(),
+            payload: draft.event.payload(),
+            metadata: draft.metadata,
+            recorded_at: self.recorded_at,
+            key_hash: draft.key.map(|key| key.hash),
+            request_hash: draft.key.map(|key| key.request),
+            leaf_hash: [0; 32],
+        };
+        event.leaf_hash = event.leaf();
+        self.events.push(event);
+    }
+
+    /// Closes it. There must be an event.
+    pub fn seal(self) -> Commit {
+        let Self { head, events, .. } = self;
         let leaves: Vec<_> = events.iter().map(|event| event.leaf_hash).collect();
+        let (first, last) = (head.position + 1, events.last().expect("a commit has events").position);
         let root = root(&leaves);
-        let last = events[events.len() - 1].position;
-        Self {
-            number,
-            first,
-            last,
-            previous_chain: head.chain,
-            root,
-            chain: chain(&head.chain, &root, first, last),
-            events,
+        let chain = chain(&head.chain, &root, first, last);
+        Commit { number: head.commit + 1, first, last, previous_chain: head.chain, root, chain, events }
+    }
+}
+
+impl Commit {
+    /// Seals the drafts as the commit that follows `head`.
+    pub fn seal(head: &Head, now: Timestamp, drafts: &[Draft]) -> Self {
+        let mut open = OpenCommit::after(head, now);
+        for draft in drafts {
+            open.push(draft.clone());
         }
+        open.seal()
     }
 
     /// The head of a log that ends with this commit.

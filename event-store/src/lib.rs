@@ -8,7 +8,9 @@
 mod commit;
 pub mod hash;
 mod log;
+mod reader;
 mod record;
+mod snapshot;
 mod writer;
 
 use std::str::FromStr;
@@ -17,9 +19,11 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
-pub use commit::{Commit, Draft, Head};
+pub use commit::{Commit, Draft, Head, OpenCommit};
 pub use log::{EventFilter, Log};
+pub use reader::Reader;
 pub use record::RecordedEvent;
+pub use snapshot::{SnapshotHead, Snapshots};
 pub use writer::{AppendError, Writer};
 
 /// Reading failed, or the log holds what it cannot.

@@ -2,12 +2,14 @@
 //!
 //! The log never changes behind its head, so two statements about its past need no common snapshot.
 
-use ledger_core::LedgerId;
+use futures::TryStreamExt;
+use ledger_core::{Key, LedgerId};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 use time::OffsetDateTime;
 
 use crate::record::{COLUMNS, from_row, sized};
+use crate::writer::within;
 use crate::{Commit, Head, RecordedEvent, StoreError};
 
 /// The log, for any role that may read the schema `ledger`.
@@ -23,6 +25,9 @@ pub struct EventFilter {
     pub event_type: Option<String>,
 }
 
+/// Payloads and metadata in one page of commits; its last commit may go beyond it.
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+
 impl Log {
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
@@ -33,20 +38,17 @@ impl Log {
     }
 
     pub async fn ledger_id(&self) -> Result<LedgerId, StoreError> {
-        let id = sqlx::query_scalar("select id from ledger.identity").fetch_one(&self.pool).await?;
-        Ok(LedgerId::from_uuid(id))
+        let mut connection = self.pool.acquire().await?;
+        ledger_id(&mut connection).await
     }
 
     pub async fn head(&self) -> Result<Head, StoreError> {
-        let row = sqlx::query(
-            "select number, last_position, chain, recorded_at from ledger.commits order by number desc limit 1",
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        head_from_row(&row)
+        let mut connection = self.pool.acquire().await?;
+        head(&mut connection).await
     }
 
-    /// Whole commits after the given one, without a gap: at most `events_max` events, but one commit at least if there is one.
+    /// Whole commits after the given one, without a gap: at most `events_max` events and some 4 MiB of them, but one
+    /// commit at least if there is one. Empty only where the log ends.
     pub async fn commits_after(&self, commit: i64, events_max: i64) -> Result<Vec<Commit>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         commits_after(&mut connection, commit, events_max).await
@@ -100,11 +102,49 @@ impl Log {
         stream(&mut connection, aggregate_type, aggregate_id, up_to).await
     }
 
+    /// The whole streams of some aggregates of one type, each in its order: one query, however many.
+    pub async fn streams(
+        &self,
+        aggregate_type: &str,
+        aggregate_ids: &[String],
+    ) -> Result<Vec<RecordedEvent>, StoreError> {
+        let select = format!(
+            "select {COLUMNS} from ledger.events where aggregate_type = $1 and aggregate_id = any($2)
+             order by aggregate_id, sequence"
+        );
+        let rows = sqlx::query(&select).bind(aggregate_type).bind(aggregate_ids).fetch_all(&self.pool);
+        within(rows).await?.iter().map(from_row).collect()
+    }
+
+    /// Which of these keys the log knows, and what each was used for.
+    pub async fn known_keys(&self, keys: &[[u8; 16]]) -> Result<Vec<Key>, StoreError> {
+        let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
+        let query = sqlx::query("select key_hash, request_hash from ledger.events where key_hash = any($1)").bind(keys);
+        let rows = within(query.fetch_all(&self.pool)).await?;
+        let key = |row: &PgRow| {
+            Ok(Key {
+                hash: sized("key_hash", row.try_get("key_hash")?)?,
+                request: sized("request_hash", row.try_get("request_hash")?)?,
+            })
+        };
+        rows.iter().map(key).collect()
+    }
+
     /// The whole commands that the given keys were used for: each key's command's events are contiguous from the keyed one.
     pub async fn commands_of_keys(&self, keys: &[[u8; 16]]) -> Result<Vec<RecordedEvent>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         commands_of_keys(&mut connection, keys).await
     }
+}
+
+pub(crate) async fn ledger_id(connection: &mut PgConnection) -> Result<LedgerId, StoreError> {
+    let id = sqlx::query_scalar("select id from ledger.identity").fetch_one(connection).await?;
+    Ok(LedgerId::from_uuid(id))
+}
+
+pub(crate) async fn head(connection: &mut PgConnection) -> Result<Head, StoreError> {
+    let head = "select number, last_position, chain, recorded_at from ledger.commits order by number desc limit 1";
+    head_from_row(&sqlx::query(head).fetch_one(connection).await?)
 }
 
 pub(crate) fn head_from_row(row: &PgRow) -> Result<Head, StoreError> {
@@ -148,36 +188,25 @@ pub(crate) async fn commits_after(
         commits.push(next);
     }
     let (Some(first), Some(last)) = (commits.first(), commits.last()) else { return Ok(commits) };
-    let rows =
-        sqlx::query(&format!("select {COLUMNS} from ledger.events where position between $1 and $2 order by position"))
-            .bind(first.first)
-            .bind(last.last)
-            .fetch_all(&mut *connection)
-            .await?;
-    let mut events = rows.iter().map(from_row);
+    let select = format!("select {COLUMNS} from ledger.events where position between $1 and $2 order by position");
+    let mut rows = sqlx::query(&select).bind(first.first).bind(last.last).fetch(&mut *connection);
+    let (mut whole, mut bytes) = (0, 0);
     for commit in &mut commits {
         for position in commit.first..=commit.last {
-            let event = events.next().transpose()?.filter(|event| event.position == position);
-            commit.events.push(event.ok_or_else(|| StoreError::Corrupt(format!("position {position} is missing")))?);
+            let event = rows.try_next().await?.as_ref().map(from_row).transpose()?;
+            let event = event.filter(|event| event.position == position);
+            let event = event.ok_or_else(|| StoreError::Corrupt(format!("position {position} is missing")))?;
+            bytes += event.payload.len() + event.metadata.len();
+            commit.events.push(event);
+        }
+        whole += 1;
+        if BYTES_MAX <= bytes {
+            break;
         }
     }
+    drop(rows);
+    commits.truncate(whole);
     Ok(commits)
-}
-
-pub(crate) async fn streams(
-    connection: &mut PgConnection,
-    aggregate_type: &str,
-    aggregate_ids: &[String],
-) -> Result<Vec<RecordedEvent>, StoreError> {
-    let rows = sqlx::query(&format!(
-        "select {COLUMNS} from ledger.events where aggregate_type = $1 and aggregate_id = any($2)
-         order by aggregate_id, sequence"
-    ))
-    .bind(aggregate_type)
-    .bind(aggregate_ids)
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(from_row).collect()
 }
 
 pub(crate) async fn stream(

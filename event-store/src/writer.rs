@@ -10,9 +10,8 @@
 
 use std::time::Duration;
 
-use ledger_core::Key;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
-use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::hash::Hash;
@@ -128,37 +127,12 @@ impl Writer {
         found.map(|chain| crate::record::sized("chain", chain)).transpose()
     }
 
-    /// The head of an empty log: commit 0.
-    pub async fn genesis(&mut self) -> Result<Head, StoreError> {
+    /// The head of the log as it was with a commit; that of commit 0 is the head of an empty log.
+    pub async fn head_at(&mut self, commit: i64) -> Result<Option<Head>, StoreError> {
         let connection = self.connection().await?;
-        let query = "select number, last_position, chain, recorded_at from ledger.commits where number = 0";
-        let row = within(sqlx::query(query).fetch_one(connection)).await?;
-        log::head_from_row(&row)
-    }
-
-    /// The whole streams of some aggregates of one type, each in its order: one query, however many.
-    pub async fn streams(
-        &mut self,
-        aggregate_type: &str,
-        aggregate_ids: &[String],
-    ) -> Result<Vec<RecordedEvent>, StoreError> {
-        let connection = self.connection().await?;
-        within(log::streams(connection, aggregate_type, aggregate_ids)).await
-    }
-
-    /// Which of these keys the log knows, and what each was used for.
-    pub async fn known_keys(&mut self, keys: &[[u8; 16]]) -> Result<Vec<Key>, StoreError> {
-        let connection = self.connection().await?;
-        let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
-        let query = sqlx::query("select key_hash, request_hash from ledger.events where key_hash = any($1)").bind(keys);
-        let rows = within(query.fetch_all(connection)).await?;
-        let key = |row: &sqlx::postgres::PgRow| {
-            Ok(Key {
-                hash: crate::record::sized("key_hash", row.try_get("key_hash")?)?,
-                request: crate::record::sized("request_hash", row.try_get("request_hash")?)?,
-            })
-        };
-        rows.iter().map(key).collect()
+        let query = "select number, last_position, chain, recorded_at from ledger.commits where number = $1";
+        let row = within(sqlx::query(query).bind(commit).fetch_optional(connection)).await?;
+        row.as_ref().map(log::head_from_row).transpose()
     }
 
     /// Forgets the connection: the next call makes a new one. An open turn is lost with it.
@@ -250,7 +224,7 @@ async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sq
 }
 
 /// Bounds a wait for the database.
-async fn within<T, E: Into<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
+pub(crate) async fn within<T, E: Into<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(PATIENCE, work).await {
         Ok(answer) => answer.map_err(Into::into),
         Err(_) => Err(StoreError::Late(PATIENCE)),

@@ -68,7 +68,7 @@ async fn what_is_appended_reads_back_byte_for_byte_and_its_hashes_hold() {
     assert_eq!(log.events_after(0, 10, &filter).await.unwrap(), (4, two.events.clone()));
     assert_eq!(log.events_after(4, 10, &EventFilter::default()).await.unwrap(), (4, vec![]));
     assert_eq!(log.commands_of_keys(&[[2; 16], [9; 16]]).await.unwrap(), two.events);
-    assert_eq!(writer.known_keys(&[[2; 16], [9; 16]]).await.unwrap(), [Key { hash: [2; 16], request: [2; 32] }]);
+    assert_eq!(log.known_keys(&[[2; 16], [9; 16]]).await.unwrap(), [Key { hash: [2; 16], request: [2; 32] }]);
 }
 
 #[tokio::test]

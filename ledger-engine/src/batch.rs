@@ -1,91 +1,139 @@
-//! One group of commands, decided together: what to append, and what each caller is told once that is done.
+//! Commands decided together: the commit that they become, and what each caller is told once that is in the log.
 
-use event_store::{Commit, Draft};
-use ledger_core::{Book, Command, Refusal};
+use std::collections::HashMap;
 
-use crate::keys::{KeyUse, RecentKeys};
-use crate::ledger::{CommandError, Decided};
+use event_store::{Commit, Draft, Head, OpenCommit};
+use ledger_core::{Book, Key, Mark, Refusal, Timestamp};
+
+use crate::keys::{KeyUse, usage};
+use crate::ledger::{CommandError, Decided, Job};
 
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// The position of the first event.
-    first: i64,
-    pub(crate) drafts: Vec<Draft>,
-    /// In the order of the commands.
-    outcomes: Vec<Outcome>,
+    commit: OpenCommit,
+    /// The book before the first decision.
+    pub(crate) before: Mark,
+    /// Each with its outcome, in the order of the decisions.
+    decided: Vec<(Job, Outcome)>,
+    keys: HashMap<[u8; 16], [u8; 32]>,
+    decisions: usize,
 }
 
 #[derive(Debug)]
 enum Outcome {
-    /// Appended as the batch's drafts from `from` up to `to`.
-    Appended {
-        from: usize,
-        to: usize,
-    },
-    /// The key's command is in the log already, or is an earlier one of this batch.
+    /// Became this many of the commit's events.
+    Appended(usize),
+    /// The key's command is in the log already, or is an earlier one of this batch or of the one before it.
     InLog,
     KeyReused,
     Refused(Refusal),
 }
 
 impl Batch {
-    /// Decides the commands one after another. `keys` are the recent ones, `found` those of the batch that the log was
-    /// asked about. The book is left as the last decision leaves it; it is the caller's to keep that or to take it back.
-    pub(crate) fn decide<'a>(
-        book: &mut Book,
-        first: i64,
-        keys: &RecentKeys,
-        found: &RecentKeys,
-        commands: impl Iterator<Item = &'a Command>,
-    ) -> Self {
-        let mut batch = Self { first, drafts: Vec::new(), outcomes: Vec::new() };
-        let mut here = RecentKeys::new(usize::MAX);
-        for command in commands {
-            let usage = command.key.map_or(KeyUse::New, |key| {
-                let usages = [&here, found, keys].map(|known| known.usage(&key));
-                usages.into_iter().find(|usage| *usage != KeyUse::New).unwrap_or(KeyUse::New)
-            });
-            let outcome = match usage {
-                KeyUse::Same => Outcome::InLog,
-                KeyUse::Other => Outcome::KeyReused,
-                KeyUse::New => {
-                    if let Some(key) = &command.key {
-                        here.remember(key);
-                    }
-                    batch.decide_one(book, command)
-                }
-            };
-            batch.outcomes.push(outcome);
+    /// Nothing yet, to be decided upon `head` and to become the commit that follows it.
+    pub(crate) fn after(head: &Head, now: Timestamp, book: &Book) -> Self {
+        Self {
+            commit: OpenCommit::after(head, now),
+            before: book.mark(),
+            decided: Vec::new(),
+            keys: HashMap::new(),
+            decisions: 0,
         }
-        batch
     }
 
-    fn decide_one(&mut self, book: &mut Book, command: &Command) -> Outcome {
-        let from = self.drafts.len();
-        let events = match book.execute(command, self.first + from as i64) {
+    /// Decides one command more. `known` is what the log is known to hold about its key; the book is left as the decision
+    /// leaves it.
+    pub(crate) fn decide(&mut self, book: &mut Book, job: Job, known: KeyUse) {
+        self.decisions += job.command.decisions();
+        let outcome = match known {
+            KeyUse::Same => Outcome::InLog,
+            KeyUse::Other => Outcome::KeyReused,
+            KeyUse::New => {
+                if let Some(Key { hash, request }) = job.command.key {
+                    self.keys.insert(hash, request);
+                }
+                self.execute(book, &job)
+            }
+        };
+        self.decided.push((job, outcome));
+    }
+
+    fn execute(&mut self, book: &mut Book, job: &Job) -> Outcome {
+        let command = &job.command;
+        let events = match book.execute(command, self.commit.next()) {
             Ok(events) => events,
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        for event in events {
-            let key = command.key.filter(|_| self.drafts.len() == from);
-            self.drafts.push(Draft::new(command.id, key, &command.metadata, event));
+        let count = events.len();
+        for (place, event) in events.into_iter().enumerate() {
+            let key = command.key.filter(|_| place == 0);
+            self.commit.push(Draft::new(command.id, key, &command.metadata, event));
         }
-        Outcome::Appended { from, to: self.drafts.len() }
+        Outcome::Appended(count)
     }
 
-    /// Whether an answer depends on nothing that will be written: then only the head vouches for it.
+    /// What this batch does with a key.
+    pub(crate) fn usage(&self, key: &Key) -> KeyUse {
+        usage(self.keys.get(&key.hash), key)
+    }
+
+    /// From now on no caller can give its command up; false if one has.
+    pub(crate) fn take_up(&self) -> bool {
+        self.decided.iter().all(|(job, _)| job.stage.take())
+    }
+
+    /// Decisions in it, of which a batch command has many.
+    pub(crate) fn decisions(&self) -> usize {
+        self.decisions
+    }
+
+    /// Whether there is nothing to append.
+    pub(crate) fn writes_nothing(&self) -> bool {
+        self.commit.is_empty()
+    }
+
+    /// Whether an answer depends on nothing that will be written: then only the log's head vouches for it.
     pub(crate) fn refuses_without_a_trace(&self) -> bool {
-        self.drafts.is_empty() && self.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused(_)))
+        let refused = |(_, outcome): &(Job, Outcome)| matches!(outcome, Outcome::Refused(_));
+        self.writes_nothing() && self.decided.iter().any(refused)
     }
 
-    /// What each caller is told, in the order of the commands; `commit` holds the drafts.
-    pub(crate) fn answers(self, commit: Option<Commit>) -> impl Iterator<Item = Result<Decided, CommandError>> {
+    /// Closes the batch: what to append, if anything, and whom to answer after that.
+    pub(crate) fn close(self) -> (Option<Commit>, Closed) {
+        let commit = (!self.commit.is_empty()).then(|| self.commit.seal());
+        (commit, Closed { before: self.before, decided: self.decided, keys: self.keys })
+    }
+}
+
+/// A batch whose commit is on its way.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    pub(crate) before: Mark,
+    decided: Vec<(Job, Outcome)>,
+    keys: HashMap<[u8; 16], [u8; 32]>,
+}
+
+impl Closed {
+    pub(crate) fn usage(&self, key: &Key) -> KeyUse {
+        usage(self.keys.get(&key.hash), key)
+    }
+
+    /// Tells every caller. The commit, if the batch had one, is in the log.
+    pub(crate) fn answer(self, commit: Option<Commit>) {
         let mut events = commit.map(|commit| commit.events).unwrap_or_default().into_iter();
-        self.outcomes.into_iter().map(move |outcome| match outcome {
-            Outcome::Appended { from, to } => Ok(Decided::Appended(events.by_ref().take(to - from).collect())),
-            Outcome::InLog => Ok(Decided::InLog),
-            Outcome::KeyReused => Err(CommandError::KeyReused),
-            Outcome::Refused(refusal) => Err(CommandError::Refused(refusal)),
-        })
+        for (job, outcome) in self.decided {
+            let answer = match outcome {
+                Outcome::Appended(count) => Ok(Decided::Appended(events.by_ref().take(count).collect())),
+                Outcome::InLog => Ok(Decided::InLog),
+                Outcome::KeyReused => Err(CommandError::KeyReused),
+                Outcome::Refused(refusal) => Err(CommandError::Refused(refusal)),
+            };
+            job.answer.send(answer).ok(); // a caller that left has its answer under its key
+        }
+    }
+
+    /// The commands again, to be decided anew or to be given up.
+    pub(crate) fn into_jobs(self) -> impl Iterator<Item = Job> {
+        self.decided.into_iter().map(|(job, _)| job)
     }
 }

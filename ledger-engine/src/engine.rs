@@ -1,23 +1,27 @@
-//! The one task that decides and appends.
+//! The one task that decides.
 //!
-//! The book is only ever at the log's head, or ahead of it by the batch that is being appended. Every failure of an
-//! append is sorted into one of: lost to another engine (read its commits, decide again), a key that was used before
-//! the memory of this process (look it up, decide again), refused (nothing happened, say so), not done (try again for a
-//! while, then say so), unknown (send the identical commit until its fate is known, whatever else goes wrong).
+//! While one batch is being appended, the next one is decided upon it: two batches at most are ahead of the log. When
+//! the append ends, its callers are answered and the next batch goes. A command that needs what is not in memory waits
+//! aside until that is read, and holds nobody up.
+//!
+//! Every failure of an append is sorted into one of: lost to another engine, a key that was used before the memory of
+//! this process, refused (nothing happened, say so), not done (try again for a while, then say so), unknown (send the
+//! identical commit until its fate is known, whatever else goes wrong). After any of them the book is taken back to
+//! what the log has, and the commands are decided again with the turn to append held, when nobody can come between.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use cqrs_es::Aggregate;
-use event_store::{AppendError, Commit, Head, Log, StoreError, Writer};
-use ledger_core::{Book, Event, Missing, Pages, Timestamp, Transaction, TransactionId};
+use event_store::{AppendError, Commit, Head, Log, Snapshots, StoreError, Writer};
+use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
-use crate::keys::RecentKeys;
-use crate::ledger::{CommandError, EngineError, Job, Settings};
+use crate::batch::{Batch, Closed};
+use crate::keys::{KeyUse, RecentKeys, usage};
+use crate::ledger::{CommandError, EngineError, Job, Pace, Settings};
+use crate::load::{Found, load};
 
 /// How many events are read from the log at a time.
 const PAGE: i64 = 2_000;
@@ -25,262 +29,593 @@ const PAGE: i64 = 2_000;
 /// Between attempts to reach a database that is away: doubled up to the second figure.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
+/// After a key from before this process' memory, the keys of so many batches are looked up before they are decided. One
+/// such key costs a whole append; a flood of them would halve what everyone else gets.
+const WARY_BATCHES: u32 = 64;
+
+/// How often a command may be sent to wait for what it lacks. Once is enough, unless a snapshot ends in between.
+const LOADS_MAX: u32 = 8;
+
+/// Between attempts to write a snapshot.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
+
 pub(crate) struct Engine {
-    writer: Writer,
+    /// Away while it appends.
+    writer: Option<Writer>,
+    log: Log,
+    snapshots: Snapshots,
+    settings: Settings,
+    pace: Pace,
     book: Book,
     keys: RecentKeys,
+    /// What the log is known to end with.
     head: Head,
-    settings: Settings,
+    /// The batch that is being appended, and the head that it makes.
+    sent: Option<Sent>,
+    /// The batch that is being decided, upon the one before it.
+    open: Option<Batch>,
+    /// Commands that wait for what they lack.
+    cold: Vec<Job>,
+    loading: Option<JoinHandle<Loaded>>,
+    /// Another engine appends as well: commands are decided with the turn held, or the work would be for nothing.
+    contended: bool,
+    gathered: Vec<Job>,
+    /// Batches whose keys are still looked up beforehand.
+    wary: u32,
+    snapshot: Snapshot,
+}
+
+struct Sent {
+    closed: Closed,
+    head: Head,
+    at: Instant,
+    append: JoinHandle<(Writer, Commit, Result<(), Again>)>,
+}
+
+struct Loaded {
+    jobs: Vec<Job>,
+    generation: u64,
+    found: Result<Found, EngineError>,
+}
+
+struct Snapshot {
+    /// The log's position up to which this book's changes are in the snapshot.
+    position: i64,
+    not_before: Instant,
+    writing: Option<JoinHandle<(i64, Result<bool, StoreError>)>>,
 }
 
 impl Engine {
-    pub(crate) fn new(writer: Writer, settings: Settings) -> Self {
-        let nowhere = Head { position: 0, commit: -1, chain: [0; 32], recorded_at: Timestamp::EPOCH };
-        Self { writer, book: Book::default(), keys: RecentKeys::new(settings.keys_max), head: nowhere, settings }
-    }
-
-    /// Folds the whole log into the book.
-    pub(crate) async fn replay(&mut self, log: &Log) -> Result<(), EngineError> {
-        self.head = self.writer.genesis().await?;
+    /// Begins with the snapshot, and folds in what the log says since.
+    pub(crate) async fn start(
+        mut writer: Writer,
+        log: Log,
+        settings: Settings,
+        pace: Pace,
+    ) -> Result<Self, EngineError> {
+        let snapshots = Snapshots::beside(&log);
+        let snapshot = snapshots.head().await?;
+        let begin = writer.head_at(snapshot.map_or(0, |snapshot| snapshot.commit)).await?;
+        let head = begin.filter(|head| snapshot.is_none_or(|snapshot| snapshot.chain == head.chain));
+        let head = head.ok_or(EngineError::Snapshot)?;
+        let mut engine = Self {
+            writer: Some(writer),
+            log,
+            snapshots,
+            pace,
+            book: Book::default(),
+            keys: RecentKeys::new(settings.keys_max),
+            head,
+            sent: None,
+            open: None,
+            cold: Vec::new(),
+            loading: None,
+            contended: false,
+            gathered: Vec::new(),
+            wary: 0,
+            snapshot: Snapshot { position: head.position, not_before: Instant::now(), writing: None },
+            settings,
+        };
         loop {
-            let page = log.commits_after(self.head.commit, PAGE).await?;
+            let page = engine.log.commits_after(engine.head.commit, PAGE).await?;
             if page.is_empty() {
-                tracing::info!(position = self.head.position, commit = self.head.commit, "the book is at the head");
-                return Ok(());
+                break;
             }
-            for commit in page {
-                self.absorb(&commit)?;
+            engine.absorb(&page).await?;
+            if engine.snapshot_is_due() {
+                engine.write_snapshot().await?;
             }
         }
+        let (position, commit) = (engine.head.position, engine.head.commit);
+        tracing::info!(position, commit, snapshot = head.position, "the book is at the head");
+        Ok(engine)
     }
 
     /// Runs until no handle is left, or the log turns out to be another one or cannot be read any more.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Job>) {
-        let mut jobs = Vec::with_capacity(self.settings.batch_max);
-        while 0 < commands.recv_many(&mut jobs, self.settings.batch_max).await {
-            jobs.retain(|job| job.stage.take());
-            if jobs.is_empty() {
-                continue;
-            }
-            if let Err(error) = self.process(std::mem::take(&mut jobs)).await {
-                tracing::error!(
-                    position = self.head.position,
-                    commit = self.head.commit,
-                    %error,
-                    "the log does not go on from the head that was acknowledged. The engine stops; find out which database \
-                     this is, and who else writes to it, before starting it again"
-                );
-                return; // callers that wait see the channel close
-            }
+        if let Err(error) = self.work(&mut commands).await {
+            tracing::error!(
+                position = self.head.position,
+                commit = self.head.commit,
+                %error,
+                "the log does not go on from the head that was acknowledged. The engine stops; find out which database \
+                 this is, and who else writes to it, before starting it again"
+            );
+            return; // callers that wait see the channel close
         }
-        self.writer.close().await;
-    }
-
-    /// Brings a group of commands to their end and answers all of them. An error is the engine's end.
-    async fn process(&mut self, jobs: Vec<Job>) -> Result<(), EngineError> {
-        let mut reads = Patience::new();
-        // The batch's own, so that nothing can crowd it out before the next decision.
-        let mut found = RecentKeys::new(usize::MAX);
-        loop {
-            match self.lay_in_missing(&jobs).await {
-                Ok(()) => {}
-                Err(error) if reads.allow_another(&error).await => {
-                    self.writer.disconnect();
-                    continue;
-                }
-                Err(error) => {
-                    self.give_up(jobs, &error);
-                    return Ok(());
-                }
-            }
-            let before = self.book.mark();
-            let first = self.head.position + 1;
-            let batch = Batch::decide(&mut self.book, first, &self.keys, &found, jobs.iter().map(|job| &job.command));
-            let appended = if batch.drafts.is_empty() {
-                if batch.refuses_without_a_trace() && !self.writer.has_turn() {
-                    Err(Again::Lost) // another engine may have changed what was refused
-                } else {
-                    self.writer.give_turn_back().await;
-                    Ok(None)
-                }
-            } else {
-                let commit = Commit::seal(&self.head, now(), &batch.drafts);
-                self.append(&commit).await.map(|()| Some(commit))
-            };
-            if appended.is_err() {
-                self.book.take_back(before);
-            }
-            match appended {
-                Ok(commit) => {
-                    self.book.keep(self.book.mark());
-                    if let Some(commit) = &commit {
-                        self.head = commit.head();
-                        for event in &commit.events {
-                            self.keys.remember_event(event);
-                        }
-                    }
-                    for (job, answer) in jobs.into_iter().zip(batch.answers(commit)) {
-                        job.answer.send(answer).ok(); // a caller that left has its answer under its key
-                    }
-                    return Ok(());
-                }
-                Err(Again::Lost) => match self.catch_up().await {
-                    Ok(()) => {}
-                    Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
-                    Err(error) if error.is_passing() => {
-                        self.give_up(jobs, &error);
-                        return Ok(());
-                    }
-                    Err(error) => return Err(error), // what cannot be folded in now never will be
-                },
-                Err(Again::KeyTaken) => match self.look_up_keys(&jobs, &mut found).await {
-                    Ok(()) => {}
-                    Err(error) if reads.allow_another(&error).await => self.writer.disconnect(),
-                    Err(error) => {
-                        self.give_up(jobs, &error);
-                        return Ok(());
-                    }
-                },
-                Err(Again::Never(error)) => {
-                    self.give_up(jobs, &error);
-                    return Ok(());
-                }
-                Err(Again::WentBack) => return Err(EngineError::WentBack),
-            }
+        if self.snapshot.position < self.head.position
+            && let Err(error) = self.write_snapshot().await
+        {
+            tracing::warn!(%error, "no snapshot at the end: the next start reads more of the log");
+        }
+        if let Some(writer) = self.writer {
+            writer.close().await;
         }
     }
 
-    /// Appends, and does not come back before it is known what became of it.
-    async fn append(&mut self, commit: &Commit) -> Result<(), Again> {
-        let mut pause = PAUSES.0;
-        let mut sent_before = false;
-        let mut patience = Patience::new();
+    async fn work(&mut self, commands: &mut mpsc::Receiver<Job>) -> Result<(), EngineError> {
+        let mut arrived = Vec::with_capacity(self.settings.batch_max);
+        let mut more = true;
         loop {
-            match self.writer.append(commit).await {
-                Ok(()) => return Ok(()),
-                Err(AppendError::Unknown(reason)) => {
-                    // Nothing may be decided until this is settled, and reading proves nothing: the old backend may
-                    // still be at it. The identical commit either goes in or collides with itself.
-                    tracing::warn!(
-                        commit = commit.number,
-                        reason,
-                        "the outcome of an append is unknown; sending it again"
-                    );
-                    sent_before = true;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES.1);
-                }
-                Err(AppendError::NotDone(error)) if sent_before => {
-                    // Of this attempt that is certain; the one before may have gone in, or may still.
-                    tracing::warn!(commit = commit.number, %error, "settling an append failed; sending it again");
-                    self.writer.disconnect(); // it may be to a server that is no longer the one that writes
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES.1);
-                }
-                Err(AppendError::NotDone(error)) => {
-                    let error = error.into();
-                    if !patience.allow_another(&error).await {
-                        return Err(Again::Never(error));
-                    }
-                    self.writer.disconnect();
-                }
-                Err(AppendError::Lost) if sent_before => match self.writer.chain_of(commit.number).await {
-                    Ok(Some(chain)) if chain == commit.chain => return Ok(()),
-                    Ok(_) => return Err(Again::Lost),
-                    Err(error) => {
-                        tracing::warn!(commit = commit.number, %error, "asking whose commit it is failed; asking again");
-                        self.writer.disconnect();
-                        tokio::time::sleep(pause).await;
-                        pause = (pause * 2).min(PAUSES.1);
-                    }
-                },
-                Err(AppendError::Lost) => return Err(Again::Lost),
-                Err(AppendError::KeyTaken) => return Err(Again::KeyTaken),
-                Err(AppendError::WentBack) => return Err(Again::WentBack),
-                Err(AppendError::Rejected(error)) => return Err(Again::Never(StoreError::Database(error).into())),
-            }
-        }
-    }
-
-    /// Takes the turn and reads what other engines have appended. The next append cannot lose.
-    async fn catch_up(&mut self) -> Result<(), EngineError> {
-        loop {
-            let tail = self.writer.take_turn(self.head.commit, PAGE).await?;
-            if tail.is_empty() {
+            self.load_cold();
+            self.send().await?;
+            self.start_snapshot();
+            let room = self.room();
+            let idle = self.sent.is_none() && self.loading.is_none() && self.snapshot.writing.is_none();
+            if !more && idle {
                 return Ok(());
             }
-            for commit in tail {
-                self.absorb(&commit)?;
-            }
-        }
-    }
-
-    /// Folds a commit of the log in. It must follow the head.
-    fn absorb(&mut self, commit: &Commit) -> Result<(), EngineError> {
-        if commit.number != self.head.commit + 1 || commit.previous_chain != self.head.chain {
-            return Err(EngineError::Chain { commit: commit.number });
-        }
-        for recorded in &commit.events {
-            let read = recorded.read();
-            let event = read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })?;
-            self.book.apply(recorded.position, &event);
-            self.keys.remember_event(recorded);
-        }
-        self.book.keep(self.book.mark());
-        self.head = commit.head();
-        Ok(())
-    }
-
-    /// Lays in what the commands need and the book does not hold: transactions from their own streams.
-    async fn lay_in_missing(&mut self, jobs: &[Job]) -> Result<(), EngineError> {
-        for _ in 0..2 {
-            let mut missing = Missing::default();
-            for job in jobs {
-                missing.add(&self.book.missing(&job.command));
-            }
-            if !missing.transactions.is_empty() {
-                let mut found: HashMap<_, _> =
-                    missing.transactions.iter().map(|id| (*id, (Transaction::default(), 0))).collect();
-                let ids: Vec<_> = found.keys().map(TransactionId::to_string).collect();
-                for recorded in self.writer.streams(Transaction::TYPE, &ids).await? {
-                    let read = recorded.read();
-                    match read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })? {
-                        Event::Transaction(id, event) => {
-                            let (transaction, at) = found.entry(id).or_default();
-                            transaction.apply(event);
-                            *at = recorded.position;
-                        }
-                        _ => unreachable!("a transaction's stream holds its events"),
+            tokio::select! {
+                biased;
+                (writer, commit, appended) = ended(self.sent.as_mut().map(|sent| &mut sent.append)) => {
+                    self.writer = Some(writer);
+                    self.appended(commit, appended).await?;
+                }
+                loaded = ended(self.loading.as_mut()) => {
+                    self.loading = None;
+                    self.loaded(loaded);
+                }
+                (position, written) = ended(self.snapshot.writing.as_mut()) => {
+                    self.snapshot.writing = None;
+                    self.snapshot_ended(position, written);
+                }
+                count = commands.recv_many(&mut arrived, room), if more && 0 < room => {
+                    more = 0 < count;
+                    for job in arrived.drain(..) {
+                        self.take(job);
                     }
                 }
-                for (id, (transaction, at)) in found {
-                    self.book.lay_in_transaction(id, transaction, at);
+            }
+        }
+    }
+
+    /// How many more commands may be taken up.
+    fn room(&self) -> usize {
+        let decided = self.open.as_ref().map_or(0, Batch::decisions);
+        self.settings.batch_max.saturating_sub(decided + self.gathered.len())
+    }
+
+    /// Decides a command, or puts it where it waits for what it lacks.
+    fn take(&mut self, job: Job) {
+        if self.contended {
+            self.gathered.push(job);
+            return;
+        }
+        let missing = self.book.missing(&job.command);
+        let known = self.usage(&job);
+        if missing.is_empty() && !self.looks_up_key(&job, known) {
+            self.decide(job, known);
+            return;
+        }
+        let full = 2 * self.settings.wallets_max <= self.book.sizes().0; // no snapshot could be written for long
+        if full || 2 * self.settings.batch_max <= self.cold.len() {
+            job.refuse(CommandError::Overloaded);
+        } else if job.loads < LOADS_MAX {
+            self.cold.push(job);
+        } else {
+            tracing::error!(?missing, "what a command needs does not stay in memory long enough");
+            job.refuse(CommandError::Unavailable);
+        }
+    }
+
+    fn decide(&mut self, job: Job, known: KeyUse) {
+        let tip = self.sent.as_ref().map_or(self.head, |sent| sent.head);
+        let book = &self.book;
+        self.open.get_or_insert_with(|| Batch::after(&tip, now(), book)).decide(&mut self.book, job, known);
+    }
+
+    /// What is known of the command's key, in memory and by what was looked up for it.
+    fn usage(&self, job: &Job) -> KeyUse {
+        let Some(key) = &job.command.key else { return KeyUse::New };
+        let open = self.open.as_ref().map_or(KeyUse::New, |batch| batch.usage(key));
+        let sent = self.sent.as_ref().map_or(KeyUse::New, |sent| sent.closed.usage(key));
+        let in_log = usage(job.key_in_log.flatten().as_ref(), key);
+        let known = [open, sent, self.keys.usage(key), in_log];
+        known.into_iter().find(|known| *known != KeyUse::New).unwrap_or(KeyUse::New)
+    }
+
+    /// Whether the log must be asked about the key first.
+    fn looks_up_key(&self, job: &Job, known: KeyUse) -> bool {
+        0 < self.wary && known == KeyUse::New && job.command.key.is_some() && job.key_in_log.is_none()
+    }
+
+    /// Sends the open batch, if none is on its way.
+    async fn send(&mut self) -> Result<(), EngineError> {
+        if self.sent.is_some() {
+            return Ok(());
+        }
+        if !self.gathered.is_empty() {
+            let jobs = std::mem::take(&mut self.gathered);
+            return self.decide_in_turn(jobs).await;
+        }
+        let Some(mut batch) = self.open.take() else { return Ok(()) };
+        if !batch.take_up() {
+            // Some callers have given up in the meantime: nothing of theirs may happen, so the rest is decided again.
+            self.book.take_back(batch.before);
+            for job in batch.close().1.into_jobs().filter(|job| job.stage.take()) {
+                let known = self.usage(&job);
+                self.decide(job, known);
+            }
+            let Some(again) = self.open.take() else { return Ok(()) };
+            batch = again;
+        }
+        let vouched = !batch.refuses_without_a_trace();
+        match batch.close() {
+            (Some(commit), closed) => {
+                let head = commit.head();
+                let mut writer = self.writer.take().expect("it is here while nothing is on its way");
+                let append = tokio::spawn(async move {
+                    let appended = append(&mut writer, &commit).await;
+                    (writer, commit, appended)
+                });
+                self.sent = Some(Sent { closed, head, at: Instant::now(), append });
+                Ok(())
+            }
+            (None, closed) if vouched => {
+                closed.answer(None);
+                Ok(())
+            }
+            // Another engine may have changed what was refused.
+            (None, closed) => self.decide_in_turn(closed.into_jobs().collect()).await,
+        }
+    }
+
+    /// The batch that was on its way has arrived, or has not.
+    async fn appended(&mut self, commit: Commit, appended: Result<(), Again>) -> Result<(), EngineError> {
+        let Sent { closed, at, .. } = self.sent.take().expect("it was on its way");
+        self.pace.measured(at.elapsed());
+        let again = match appended {
+            Ok(()) => {
+                self.committed(commit, closed);
+                return Ok(());
+            }
+            Err(again) => again,
+        };
+        self.book.take_back(closed.before);
+        let mut jobs: Vec<_> = closed.into_jobs().collect();
+        let upon = self.open.take().into_iter().flat_map(|batch| batch.close().1.into_jobs());
+        match again {
+            Again::WentBack => return Err(EngineError::WentBack),
+            Again::Never(error) => {
+                self.give_up(std::mem::take(&mut jobs), &error);
+                jobs.extend(upon);
+            }
+            Again::Lost => {
+                self.contended = true;
+                jobs.extend(upon);
+            }
+            Again::KeyTaken => {
+                jobs.extend(upon);
+                self.wary = WARY_BATCHES;
+            }
+        }
+        if jobs.is_empty() { Ok(()) } else { self.decide_in_turn(jobs).await }
+    }
+
+    /// The log ends with this commit now; whoever it is about may know.
+    fn committed(&mut self, commit: Commit, closed: Closed) {
+        self.head = commit.head();
+        let kept = self.open.as_ref().map_or_else(|| self.book.mark(), |upon| upon.before);
+        self.book.keep(kept);
+        for event in &commit.events {
+            self.keys.remember_event(event);
+        }
+        self.wary = self.wary.saturating_sub(1);
+        closed.answer(Some(commit));
+    }
+
+    /// Brings commands to their end, whatever other engines do: takes the turn to append, reads what they have appended,
+    /// decides, appends. An error is the engine's end.
+    async fn decide_in_turn(&mut self, mut jobs: Vec<Job>) -> Result<(), EngineError> {
+        let mut patience = Patience::new();
+        jobs.retain(|job| job.stage.take());
+        loop {
+            let ready = match self.load_now(&mut jobs).await {
+                Ok(()) => match self.catch_up().await {
+                    Ok(foreign) => {
+                        self.contended = foreign;
+                        self.load_now(&mut jobs).await
+                    }
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            };
+            match ready {
+                Ok(()) => {}
+                Err(error) if patience.allow_another(&error).await => {
+                    self.writer().disconnect();
+                    continue;
+                }
+                Err(error) if error.is_passing() => {
+                    self.give_up(jobs, &error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error), // what cannot be folded in now never will be
+            }
+            let mut batch = Batch::after(&self.head, now(), &self.book);
+            for job in jobs.drain(..) {
+                let here = job.command.key.map_or(KeyUse::New, |key| batch.usage(&key));
+                let known = if here == KeyUse::New { self.usage(&job) } else { here };
+                batch.decide(&mut self.book, job, known);
+            }
+            let (commit, closed) = batch.close();
+            let Some(commit) = commit else {
+                self.writer().give_turn_back().await;
+                closed.answer(None);
+                return Ok(());
+            };
+            let at = Instant::now();
+            let appended = append(self.writer(), &commit).await;
+            self.pace.measured(at.elapsed());
+            let Err(again) = appended else {
+                self.committed(commit, closed);
+                return Ok(());
+            };
+            self.book.take_back(closed.before);
+            jobs.extend(closed.into_jobs());
+            match again {
+                Again::Lost => {} // the turn was lost too
+                Again::WentBack => return Err(EngineError::WentBack),
+                Again::Never(error) => {
+                    self.give_up(jobs, &error);
+                    return Ok(());
+                }
+                Again::KeyTaken => {
+                    self.wary = WARY_BATCHES;
+                    if !jobs.iter().any(|job| self.looks_up_key(job, self.usage(job))) {
+                        self.give_up(jobs, &EngineError::Taken); // deciding again would come to the same
+                        return Ok(());
+                    }
                 }
             }
-            self.book.lay_in(&missing, Pages::default());
+        }
+    }
+
+    /// Lays in all that the commands lack. Only while nothing is on its way.
+    async fn load_now(&mut self, jobs: &mut [Job]) -> Result<(), EngineError> {
+        let (missing, keys) = self.lacked(jobs);
+        if missing.is_empty() && keys.is_empty() {
+            return Ok(());
+        }
+        let found = load(&self.log, &self.snapshots, missing, keys).await?;
+        for job in jobs {
+            found.tell(job);
+        }
+        found.lay_in(&mut self.book);
+        Ok(())
+    }
+
+    /// What the commands lack: things of the book, and keys to look up.
+    fn lacked(&mut self, jobs: &[Job]) -> (Missing, Vec<[u8; 16]>) {
+        let (mut missing, mut keys) = (Missing::default(), Vec::new());
+        for job in jobs {
+            missing.add(&self.book.missing(&job.command));
+            if self.looks_up_key(job, self.usage(job)) {
+                keys.extend(job.command.key.map(|key| key.hash));
+            }
+        }
+        (missing, keys)
+    }
+
+    /// Sends for what the waiting commands lack.
+    fn load_cold(&mut self) {
+        if self.loading.is_some() || self.cold.is_empty() {
+            return;
+        }
+        let mut jobs = std::mem::take(&mut self.cold);
+        jobs.iter_mut().for_each(|job| job.loads += 1);
+        let (missing, keys) = self.lacked(&jobs);
+        let (log, snapshots, generation) = (self.log.clone(), self.snapshots.clone(), self.book.generation());
+        self.loading = Some(tokio::spawn(async move {
+            let mut patience = Patience::new();
+            loop {
+                match load(&log, &snapshots, missing.clone(), keys.clone()).await {
+                    Err(error) if patience.allow_another(&error).await => {}
+                    found => return Loaded { jobs, generation, found },
+                }
+            }
+        }));
+    }
+
+    fn loaded(&mut self, Loaded { jobs, generation, found }: Loaded) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.give_up(jobs, &error);
+                return;
+            }
+        };
+        let mut jobs = jobs;
+        let old_keys = jobs.iter_mut().map(|job| found.tell(job)).filter(|known| *known).count();
+        if 0 < old_keys {
+            self.wary = WARY_BATCHES;
+        }
+        // Otherwise something may have changed and left memory since it was read here: it is read again.
+        if generation == self.book.generation() {
+            found.lay_in(&mut self.book);
+        }
+        for job in jobs {
+            self.take(job);
+        }
+        self.book.make_room(self.settings.wallets_max);
+    }
+
+    /// Takes the turn and reads what other engines have appended; whether there was anything. The next append cannot lose.
+    async fn catch_up(&mut self) -> Result<bool, EngineError> {
+        let mut any = false;
+        loop {
+            let commit = self.head.commit;
+            let tail = self.writer().take_turn(commit, PAGE).await?;
+            if tail.is_empty() {
+                return Ok(any);
+            }
+            any = true;
+            self.absorb(&tail).await?;
+        }
+    }
+
+    /// Folds commits of the log in. They must follow the head.
+    async fn absorb(&mut self, commits: &[Commit]) -> Result<(), EngineError> {
+        let mut events = Vec::new();
+        let mut missing = Missing::default();
+        for recorded in commits.iter().flat_map(|commit| &commit.events) {
+            let read = recorded.read();
+            let event = read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })?;
+            self.book.missing_of(&event, &mut missing);
+            events.push(event);
+        }
+        // Before the first snapshot nothing has left memory: what is missing begins here.
+        if !missing.is_empty() && self.snapshot.position != 0 {
+            load(&self.log, &self.snapshots, missing, Vec::new()).await?.lay_in(&mut self.book);
+        }
+        let mut events = events.into_iter();
+        for commit in commits {
+            if commit.number != self.head.commit + 1 || commit.previous_chain != self.head.chain {
+                return Err(EngineError::Chain { commit: commit.number });
+            }
+            for (recorded, event) in commit.events.iter().zip(events.by_ref()) {
+                self.book.apply(recorded.position, &event);
+                self.keys.remember_event(recorded);
+            }
+            self.book.keep(self.book.mark());
+            self.head = commit.head();
         }
         Ok(())
     }
 
-    /// Asks the log which of the batch's keys it knows, in one look-up. It must know one more than before, or deciding
-    /// again would come to the same.
-    async fn look_up_keys(&mut self, jobs: &[Job], found: &mut RecentKeys) -> Result<(), EngineError> {
-        let keys: Vec<_> = jobs.iter().filter_map(|job| job.command.key.map(|key| key.hash)).collect();
-        let mut more = false;
-        for key in self.writer.known_keys(&keys).await? {
-            more |= found.remember(&key);
-            self.keys.remember(&key);
-        }
-        if more { Ok(()) } else { Err(EngineError::Taken) }
+    fn snapshot_is_due(&self) -> bool {
+        let behind = self.head.position - self.snapshot.position;
+        self.settings.snapshot_every <= behind || self.settings.wallets_max <= 2 * self.book.sizes().1
     }
 
-    /// Nothing of the batch is in the log, and nothing will be.
-    fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
-        tracing::error!(%error, commands = jobs.len(), "a batch could not be appended; it is not in the log");
-        self.writer.disconnect();
-        for job in jobs {
-            job.answer.send(Err(CommandError::Unavailable)).ok();
+    /// Begins to write a snapshot beside the road, if it is time.
+    fn start_snapshot(&mut self) {
+        let snapshot = &self.snapshot;
+        if snapshot.writing.is_some() || !self.snapshot_is_due() || Instant::now() < snapshot.not_before {
+            return;
         }
+        let (snapshots, head, changes) = (self.snapshots.clone(), self.head, self.book.changes());
+        let write = async move { (head.position, snapshots.write(&head, &changes).await) };
+        self.snapshot.writing = Some(tokio::spawn(write));
+    }
+
+    /// Writes a snapshot now. Only while nothing is on its way.
+    async fn write_snapshot(&mut self) -> Result<(), EngineError> {
+        let ours = self.snapshots.write(&self.head, &self.book.changes()).await?;
+        self.snapshot_ended(self.head.position, Ok(ours));
+        Ok(())
+    }
+
+    fn snapshot_ended(&mut self, position: i64, written: Result<bool, StoreError>) {
+        match written {
+            Ok(ours) => {
+                tracing::debug!(position, ours, "the book's snapshot stands");
+                self.book.written(position);
+                self.snapshot.position = position;
+                self.book.make_room(self.settings.wallets_max);
+            }
+            Err(error) => {
+                tracing::warn!(position, %error, "the book's snapshot could not be written; trying again");
+                self.snapshot.not_before = Instant::now() + SNAPSHOT_PAUSE;
+            }
+        }
+    }
+
+    /// Nothing of these commands is in the log, and nothing will be.
+    fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
+        tracing::error!(%error, commands = jobs.len(), "commands could not be executed; they are not in the log");
+        if let Some(writer) = &mut self.writer {
+            writer.disconnect();
+        }
+        for job in jobs {
+            job.refuse(CommandError::Unavailable);
+        }
+    }
+
+    fn writer(&mut self) -> &mut Writer {
+        self.writer.as_mut().expect("it is here while nothing is on its way")
+    }
+}
+
+/// Appends, and does not come back before it is known what became of it.
+async fn append(writer: &mut Writer, commit: &Commit) -> Result<(), Again> {
+    let mut pause = PAUSES.0;
+    let mut sent_before = false;
+    let mut patience = Patience::new();
+    loop {
+        match writer.append(commit).await {
+            Ok(()) => return Ok(()),
+            Err(AppendError::Unknown(reason)) => {
+                // Nothing may be told until this is settled, and reading proves nothing: the old backend may still be
+                // at it. The identical commit either goes in or collides with itself.
+                tracing::warn!(commit = commit.number, reason, "the outcome of an append is unknown; sending it again");
+                sent_before = true;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            Err(AppendError::NotDone(error)) if sent_before => {
+                // Of this attempt that is certain; the one before may have gone in, or may still.
+                tracing::warn!(commit = commit.number, %error, "settling an append failed; sending it again");
+                writer.disconnect(); // it may be to a server that is no longer the one that writes
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            Err(AppendError::NotDone(error)) => {
+                let error = error.into();
+                if !patience.allow_another(&error).await {
+                    return Err(Again::Never(error));
+                }
+                writer.disconnect();
+            }
+            Err(AppendError::Lost) if sent_before => match writer.chain_of(commit.number).await {
+                Ok(Some(chain)) if chain == commit.chain => return Ok(()),
+                Ok(_) => return Err(Again::Lost),
+                Err(error) => {
+                    tracing::warn!(commit = commit.number, %error, "asking whose commit it is failed; asking again");
+                    writer.disconnect();
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            },
+            Err(AppendError::Lost) => return Err(Again::Lost),
+            Err(AppendError::KeyTaken) => return Err(Again::KeyTaken),
+            Err(AppendError::WentBack) => return Err(Again::WentBack),
+            Err(AppendError::Rejected(error)) => return Err(Again::Never(StoreError::Database(error).into())),
+        }
+    }
+}
+
+/// Waits for a task, for ever if there is none.
+async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> T {
+    match task {
+        None => std::future::pending().await,
+        Some(task) => match task.await {
+            Ok(ended) => ended,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => std::future::pending().await, // the process is ending
+            },
+        },
     }
 }
 

@@ -23,23 +23,26 @@ pub(crate) enum KeyUse {
     Other,
 }
 
+/// What is known of a key, given the request that it was used for, if any.
+pub(crate) fn usage(request: Option<&[u8; 32]>, key: &Key) -> KeyUse {
+    match request {
+        None => KeyUse::New,
+        Some(request) if *request == key.request => KeyUse::Same,
+        Some(_) => KeyUse::Other,
+    }
+}
+
 impl RecentKeys {
     pub(crate) fn new(max: usize) -> Self {
         Self { max, uses: HashMap::new(), order: VecDeque::new() }
     }
 
     pub(crate) fn usage(&self, key: &Key) -> KeyUse {
-        match self.uses.get(&key.hash) {
-            None => KeyUse::New,
-            Some(request) if *request == key.request => KeyUse::Same,
-            Some(_) => KeyUse::Other,
-        }
+        usage(self.uses.get(&key.hash), key)
     }
 
-    /// Says whether it was not known yet.
-    pub(crate) fn remember(&mut self, key: &Key) -> bool {
-        let new = self.uses.insert(key.hash, key.request).is_none();
-        if new {
+    pub(crate) fn remember(&mut self, key: &Key) {
+        if self.uses.insert(key.hash, key.request).is_none() {
             self.order.push_back(key.hash);
         }
         while self.max < self.order.len() {
@@ -47,7 +50,6 @@ impl RecentKeys {
                 self.uses.remove(&oldest);
             }
         }
-        new
     }
 
     /// Remembers the key that a recorded event carries, if it carries one.

@@ -1,7 +1,7 @@
 //! The ledger as its callers see it: a command goes in, a receipt comes out.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,10 +30,11 @@ struct Inner {
     submit: Mutex<Option<mpsc::Sender<Job>>>,
     /// What is left of [`Settings::bytes_max`].
     room: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    pace: Pace,
+    settings: Settings,
     in_flight: Mutex<HashMap<[u8; 16], usize>>,
     log: Log,
-    wait_max: Duration,
-    answer_within: Duration,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -46,10 +47,16 @@ pub struct Settings {
     pub bytes_max: u32,
     /// How long a command may wait to be taken up; after that it is told likewise, and is not executed.
     pub wait_max: Duration,
-    /// Commands that go into one append.
+    /// How long a command may expect to wait when it comes, by the last appends' time; beyond that it is told likewise.
+    pub wait_expected_max: Duration,
+    /// Decisions that go into one append; a batch command may bring it beyond that by its own.
     pub batch_max: usize,
     /// Idempotency keys kept in memory.
     pub keys_max: usize,
+    /// Wallets kept in memory, about: those that changed since the last snapshot must stay, up to twice this.
+    pub wallets_max: usize,
+    /// Events after which the book's snapshot is written again: what a start after a crash reads at most, about.
+    pub snapshot_every: i64,
     /// How long a caller waits before it is told that it is not known what became of its command.
     pub answer_within: Duration,
 }
@@ -60,8 +67,11 @@ impl Default for Settings {
             queue_max: 8_192,
             bytes_max: 16 * 1024 * 1024,
             wait_max: Duration::from_secs(5),
+            wait_expected_max: Duration::from_millis(250),
             batch_max: 1_024,
             keys_max: 200_000,
+            wallets_max: 400_000,
+            snapshot_every: 200_000,
             answer_within: Duration::from_secs(15),
         }
     }
@@ -117,6 +127,11 @@ pub enum EngineError {
     WentBack,
     #[error("an id or a key is taken, and not by a key of the batch")]
     Taken,
+    #[error(
+        "the book's snapshot is not of this log. It follows from the log: with no engine running, empty \
+         ledger.book_snapshot, ledger.book_wallets and ledger.book_partners"
+    )]
+    Snapshot,
 }
 
 impl EngineError {
@@ -132,8 +147,45 @@ pub(crate) struct Job {
     pub(crate) command: Command,
     pub(crate) answer: oneshot::Sender<Result<Decided, CommandError>>,
     pub(crate) stage: Arc<Stage>,
+    /// What the log holds about the key, once it was asked: the request that it was used for.
+    pub(crate) key_in_log: Option<Option<[u8; 32]>>,
+    /// How often it was sent to wait for what it lacks.
+    pub(crate) loads: u32,
     /// Kept until it is answered.
     _room: OwnedSemaphorePermit,
+    _waiting: Waiting,
+}
+
+impl Job {
+    pub(crate) fn refuse(self, error: CommandError) {
+        self.answer.send(Err(error)).ok(); // a caller that left does not mind
+    }
+}
+
+/// Counts the decisions of a command among those under way, as long as it lives.
+#[derive(Debug)]
+struct Waiting(Arc<AtomicUsize>, usize);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// How long appends have taken lately, in microseconds: the last one counts a quarter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pace(Arc<AtomicU64>);
+
+impl Pace {
+    /// Called by the engine alone.
+    pub(crate) fn measured(&self, append: Duration) {
+        let (before, now) = (self.0.load(Ordering::Relaxed), u64::try_from(append.as_micros()).unwrap_or(u64::MAX / 4));
+        self.0.store(before - before / 4 + now / 4, Ordering::Relaxed);
+    }
+
+    fn of_appends(&self, appends: usize) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed).saturating_mul(appends as u64))
+    }
 }
 
 /// How the engine answers once the log has it.
@@ -145,7 +197,7 @@ pub(crate) enum Decided {
     InLog,
 }
 
-/// Whether a waiting command has been taken up. Either its caller gives it up or the engine takes it, never both.
+/// Whether a waiting command has been taken up, into an append. Either its caller gives it up or the engine takes it, never both.
 #[derive(Debug, Default)]
 pub(crate) struct Stage(AtomicU8);
 
@@ -170,21 +222,22 @@ impl Stage {
 }
 
 impl Ledger {
-    /// Replays the log and starts deciding. Its connections act as `daybook_ledger`.
+    /// Reads the snapshot and the log after it, and starts deciding. Its connections act as `daybook_ledger`.
     pub async fn start(database_url: &str, settings: Settings) -> Result<Self, EngineError> {
         let writer = Writer::new(database_url)?;
         let log = Log::beside(&writer, READERS).await?;
-        let mut engine = Engine::new(writer, settings);
-        engine.replay(&log).await?;
+        let pace = Pace::default();
+        let engine = Engine::start(writer, log.clone(), settings, pace.clone()).await?;
         let (submit, commands) = mpsc::channel(settings.queue_max);
         let task = tokio::spawn(engine.run(commands));
         let inner = Inner {
             submit: Mutex::new(Some(submit)),
             room: Arc::new(Semaphore::new(settings.bytes_max as usize)),
+            waiting: Arc::default(),
+            pace,
+            settings,
             in_flight: Mutex::default(),
             log,
-            wait_max: settings.wait_max,
-            answer_within: settings.answer_within,
             task: Mutex::new(Some(task)),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -194,14 +247,17 @@ impl Ledger {
     ///
     /// A command that was taken up runs to its end, also when the caller goes away.
     pub async fn execute(&self, command: Command) -> Result<Receipt, CommandError> {
-        let (deadline, wait_until) = (Instant::now() + self.inner.answer_within, Instant::now() + self.inner.wait_max);
+        let settings = &self.inner.settings;
+        let (deadline, wait_until) = (Instant::now() + settings.answer_within, Instant::now() + settings.wait_max);
+        let waiting = self.wait(command.decisions())?;
         let key = command.key.map(|key| key.hash);
         let in_flight = key.map(|key| InFlight::enter(&self.inner, key));
         let bytes = u32::try_from(command.bytes()).unwrap_or(u32::MAX);
         let room = self.inner.room.clone().try_acquire_many_owned(bytes).map_err(|_| CommandError::Overloaded)?;
         let (answer, mut answered) = oneshot::channel();
         let stage = Arc::new(Stage::default());
-        self.submit(Job { command, answer, stage: stage.clone(), _room: room })?;
+        let (key_in_log, loads) = (None, 0);
+        self.submit(Job { command, answer, stage: stage.clone(), key_in_log, loads, _room: room, _waiting: waiting })?;
 
         let second = in_flight.as_ref().is_some_and(|entered| entered.second);
         let patience = if second { deadline.min(Instant::now() + KEY_PATIENCE) } else { deadline };
@@ -249,6 +305,20 @@ impl Ledger {
     pub fn is_running(&self) -> bool {
         let submit = self.inner.submit.lock().unwrap_or_else(PoisonError::into_inner);
         submit.as_ref().is_some_and(|submit| !submit.is_closed())
+    }
+
+    /// Refuses a command that would have to wait too long: at once, when nothing was done for it yet.
+    fn wait(&self, decisions: usize) -> Result<Waiting, CommandError> {
+        let Inner { settings, waiting, pace, .. } = &*self.inner;
+        let ahead = waiting.fetch_add(decisions, Ordering::Relaxed);
+        let counted = Waiting(waiting.clone(), decisions);
+        // Two batches are always under way, whatever an append takes: without them nobody would find out that it is quick again.
+        let queued = ahead.saturating_sub(2 * settings.batch_max);
+        let appends = queued / settings.batch_max + 2;
+        if 0 < queued && settings.wait_expected_max < pace.of_appends(appends) {
+            return Err(CommandError::Overloaded);
+        }
+        Ok(counted)
     }
 
     fn submit(&self, job: Job) -> Result<(), CommandError> {

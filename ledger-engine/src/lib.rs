@@ -5,7 +5,11 @@
 //!
 //! # Why one task
 //! Decisions are made in memory, in order, by one task, so a hot wallet costs nothing extra and no lock is ever
-//! taken on a wallet. While one append is in flight, commands gather; all that waited go into the next. No timers.
+//! taken on a wallet. While one append is in flight, the commands that come are decided into the next. No timers.
+//!
+//! # Why memory is bounded
+//! The book holds what changed since its last snapshot, and what was looked at lately. A command about anything else
+//! waits aside for one query, and holds up nobody who does not need it.
 //!
 //! Left out: rules (ledger-core), the append itself (event-store), HTTP and who may call (command-api).
 
@@ -13,5 +17,6 @@ mod batch;
 mod engine;
 mod keys;
 mod ledger;
+mod load;
 
 pub use ledger::{CommandError, EngineError, Ledger, Receipt, Settings};
