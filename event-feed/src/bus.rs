@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
-use async_nats::{ConnectOptions, ServerAddr};
+use async_nats::{ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use event_store::{Commit, Log, StoreError};
 use percent_encoding::percent_decode_str;
+use tokio_util::sync::CancellationToken;
 
 /// Where the bus is, and which of its streams is this ledger's.
 #[derive(Clone, Debug)]
@@ -35,21 +36,69 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 const BYTES_MAX: i64 = 32 * 1024 * 1024;
 
+/// What a message takes beside its body: its headers.
+const HEADERS_BYTES_MAX: usize = 1024;
+
 /// How long the bus may take to answer anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A connection of its own for whoever asks, named for the server's list of connections.
-pub(crate) async fn connect(url: &str, name: &str) -> Result<jetstream::Context, async_nats::Error> {
+/// How often a silent bus is asked whether it is still there. After two unanswered times the connection counts as lost.
+const PING: Duration = Duration::from_secs(5);
+
+/// One connection to the bus, for whoever asks.
+pub(crate) struct Connection {
+    pub(crate) jetstream: jetstream::Context,
+    lost: CancellationToken,
+}
+
+/// Connects, under a name for the server's list of connections.
+pub(crate) async fn connect(url: &str, name: &str) -> Result<Connection, async_nats::Error> {
     let address: ServerAddr = url.parse()?;
-    let mut options = ConnectOptions::new().name(name).connection_timeout(PATIENCE).request_timeout(Some(PATIENCE));
+    let lost = CancellationToken::new();
+    let loss = lost.clone();
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .connection_timeout(PATIENCE)
+        .request_timeout(Some(PATIENCE))
+        .ping_interval(PING)
+        .event_callback(move |event| {
+            if matches!(event, Event::Disconnected | Event::Closed) {
+                loss.cancel();
+            }
+            std::future::ready(())
+        });
     // async-nats leaves the credentials of an address unread.
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     if let (Some(user), Some(password)) = (address.username(), address.password()) {
         options = options.user_and_password(decoded(user), decoded(password));
     }
     let client = options.connect(address).await?;
-    Ok(jetstream::context::ContextBuilder::new().timeout(PATIENCE).build(client))
+    let jetstream = jetstream::context::ContextBuilder::new().timeout(PATIENCE).build(client);
+    Ok(Connection { jetstream, lost })
 }
+
+impl Connection {
+    /// Does work over this connection, until the connection is lost.
+    ///
+    /// The client would connect again by itself. But the server that it finds may have another stream, and what was in
+    /// flight would be waited for in vain: so every loss is a new beginning.
+    pub(crate) async fn during<T, E: From<Lost>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.lost.cancelled() => Err(Lost.into()),
+        }
+    }
+
+    /// The longest body that server and followers take.
+    pub(crate) fn body_bytes_max(&self) -> usize {
+        MESSAGE_BYTES_MAX.min(self.jetstream.client().max_payload().saturating_sub(HEADERS_BYTES_MAX))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the connection to the bus is lost")]
+pub(crate) struct Lost;
 
 pub(crate) fn subject(stream: &str, base: i64) -> String {
     format!("daybook.{stream}.commits.{base}")
@@ -77,8 +126,11 @@ pub(crate) fn base(config: &stream::Config) -> Option<i64> {
     base.parse().ok().filter(|base| 0 <= *base)
 }
 
-/// Which part of what was asked for the server did not take. A server says nothing about what it does not know.
+/// Which part of what was asked for the stream does not have: a server says nothing about what it does not know, and an
+/// operator may have changed what there was.
 pub(crate) fn difference(asked: &stream::Config, given: &stream::Config) -> Option<&'static str> {
+    // "No limit" is 0 in what is asked and -1 in what is answered.
+    let unlimited = |limit: i64| limit <= 0;
     let same = [
         ("description", asked.description == given.description),
         ("subjects", asked.subjects == given.subjects),
@@ -88,13 +140,22 @@ pub(crate) fn difference(asked: &stream::Config, given: &stream::Config) -> Opti
         ("num_replicas", asked.num_replicas == given.num_replicas),
         ("max_age", asked.max_age == given.max_age),
         ("max_bytes", asked.max_bytes == given.max_bytes),
+        ("max_msgs", unlimited(given.max_messages)),
+        ("max_msgs_per_subject", unlimited(given.max_messages_per_subject)),
+        ("max_msg_size", unlimited(given.max_message_size.into())),
+        ("max_consumers", unlimited(given.max_consumers.into())),
+        ("no_ack", !given.no_ack),
+        ("sealed", !given.sealed),
+        ("mirror", given.mirror.is_none()),
+        ("sources", given.sources.as_ref().is_none_or(Vec::is_empty)),
     ];
     same.iter().find(|(_, same)| !same).map(|(name, _)| *name)
 }
 
-pub(crate) fn write(commit: &Commit) -> Bytes {
+/// A commit as a body of so many bytes at most, without its events if need be.
+pub(crate) fn write(commit: &Commit, bytes_max: usize) -> Bytes {
     let body = serde_json::to_vec(commit).expect("payload and metadata were JSON when Postgres took them");
-    if body.len() <= MESSAGE_BYTES_MAX {
+    if body.len() <= bytes_max {
         return body.into();
     }
     let bare = Commit { events: Vec::new(), ..*commit };

@@ -1,7 +1,8 @@
 //! Following the log: every commit after a given one, once, in order, without a gap.
 //!
-//! Live commits come over the bus. A message is believed only if it is the very next commit and its hashes follow
-//! from the last one's; anything else (a gap, a long commit, garbage, another history) is a hint to read Postgres.
+//! Live commits come over the bus. Messages are believed only if they are the very next commits, their hashes follow
+//! from the last one's, and the log has the same chain at the last of them; anything else (a gap, a long commit, garbage,
+//! another history, an invention) is a hint to read Postgres. So whoever can publish can make us slow, and nothing else.
 //! Twice a second Postgres is asked for its head in any case, for nothing else shows that the last message was lost.
 //!
 //! # What the bus is not trusted with
@@ -12,9 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use event_store::hash::{self, Hash};
-use event_store::{Commit, Log, StoreError};
+use event_store::{Commit, Log, Reader, StoreError};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -26,7 +28,7 @@ use crate::bus::FeedSettings;
 /// A contiguous run of commits for one consumer.
 #[derive(Debug)]
 pub struct Follow {
-    log: Log,
+    reader: Reader,
     settings: FeedSettings,
     /// The last commit that was handed out.
     last: i64,
@@ -55,8 +57,10 @@ pub enum FeedError {
     WentBack { commit: i64 },
 }
 
-/// Events in one page; a single commit may have more.
+/// Events in one page, and bytes of their payloads and metadata from the bus; a single commit may have more. The log
+/// bounds its pages' bytes likewise.
 const PAGE_EVENTS: i64 = 1_000;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often Postgres is asked for the head beside a live bus, and without one.
 const LOOK_LIVE: Duration = Duration::from_millis(500);
@@ -64,7 +68,7 @@ const LOOK_ALONE: Duration = Duration::from_millis(50);
 
 /// Pauses after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Commits that wait between the bus and the consumer: with messages of at most 256 KiB a bound on memory as well.
 const WAITING_MAX: usize = 64;
@@ -97,7 +101,7 @@ impl Follow {
     pub async fn start(log: Log, settings: FeedSettings, after_commit: i64) -> Self {
         let now = Instant::now();
         Self {
-            log,
+            reader: Reader::beside(&log),
             settings,
             last: after_commit,
             end: None,
@@ -111,9 +115,9 @@ impl Follow {
         }
     }
 
-    /// The next page: one whole commit at least, at most some 1,000 events; waits until there is one.
+    /// The next page: one whole commit at least, at most some 1,000 events and 4 MiB; waits until there is one.
     ///
-    /// Dropping the future loses nothing. After an error the next call waits a little by itself, so a consumer may
+    /// Dropping the future loses nothing, at most a connection. After an error the next call waits a little by itself, so a consumer may
     /// simply ask again.
     pub async fn next(&mut self) -> Result<Vec<Arc<Commit>>, FeedError> {
         sleep_until(self.resume).await;
@@ -129,10 +133,10 @@ impl Follow {
     }
 
     async fn page(&mut self) -> Result<Vec<Arc<Commit>>, FeedError> {
-        let mut end = self.end().await?;
+        let end = self.end().await?;
         loop {
             if self.behind {
-                let commits = self.log.commits_after(self.last, PAGE_EVENTS).await?;
+                let commits = self.reader.commits_after(self.last, PAGE_EVENTS).await?;
                 if !commits.is_empty() {
                     return self.take_from_log(end, commits);
                 }
@@ -145,7 +149,7 @@ impl Follow {
                 biased; // what has arrived already is cheaper than a question
                 arrived = hear(&mut self.bus) => match arrived {
                     Some(message) => {
-                        let page = self.take_from_bus(&mut end, message);
+                        let page = self.take_from_bus(end, message).await?;
                         if !page.is_empty() {
                             return Ok(page);
                         }
@@ -167,9 +171,9 @@ impl Follow {
             return Ok(end);
         }
         let end = if self.last == 0 {
-            End { position: 0, chain: hash::genesis(self.log.ledger_id().await?) }
+            End { position: 0, chain: hash::genesis(self.reader.ledger_id().await?) }
         } else {
-            let found = self.log.commits_after(self.last - 1, 1).await?.into_iter().next();
+            let found = self.reader.commits_after(self.last - 1, 1).await?.into_iter().next();
             let found = found.filter(|commit| commit.number == self.last);
             let commit = found.ok_or(FeedError::WentBack { commit: self.last })?;
             End { position: commit.last, chain: commit.chain }
@@ -188,36 +192,46 @@ impl Follow {
         Ok(self.hand_out(end, commits.into_iter().map(Arc::new).collect()))
     }
 
-    /// Takes a message and what has arrived behind it, as far as it follows.
-    fn take_from_bus(&mut self, end: &mut End, message: Option<Commit>) -> Vec<Arc<Commit>> {
+    /// Takes a message and what has arrived behind it, as far as it follows and is the log's.
+    async fn take_from_bus(&mut self, mut end: End, message: Option<Commit>) -> Result<Vec<Arc<Commit>>, FeedError> {
         let mut message = Some(message);
         let mut page = Vec::new();
-        let mut events = 0;
+        let (mut events, mut bytes) = (0, 0);
         let mut last = self.last;
+        let mut gap = false;
         while let Some(arrived) = message {
             match arrived {
                 Some(commit) if commit.number <= last => {} // read in Postgres meanwhile
-                Some(commit) if follows(&commit, last, end) => {
+                Some(commit) if follows(&commit, last, &end) => {
                     last = commit.number;
-                    *end = End { position: commit.last, chain: commit.chain };
+                    end = End { position: commit.last, chain: commit.chain };
                     events += commit.last - commit.first + 1;
+                    bytes +=
+                        commit.events.iter().map(|event| event.payload.len() + event.metadata.len()).sum::<usize>();
                     page.push(Arc::new(commit));
                 }
                 _ => {
-                    self.behind = true;
+                    (self.behind, gap) = (true, true);
                     break;
                 }
             }
-            if PAGE_EVENTS <= events {
+            if PAGE_EVENTS <= events || PAGE_BYTES <= bytes {
                 break;
             }
             message = self.bus.as_mut().and_then(|bus| bus.messages.try_recv().ok());
         }
-        if !page.is_empty() {
-            self.heard = true;
-            return self.hand_out(*end, page);
+        if page.is_empty() {
+            return Ok(page);
         }
-        page
+        // Hashes can be computed by anyone. That these are the log's only the log can say, in one small question a page.
+        self.behind = true; // if it says no, or nothing
+        if self.reader.chain_of(last).await? != Some(end.chain) {
+            tracing::warn!(commit = last, "the bus told of a commit that is not the log's");
+            return Ok(Vec::new());
+        }
+        self.behind = gap;
+        self.heard = true;
+        Ok(self.hand_out(end, page))
     }
 
     fn hand_out(&mut self, end: End, page: Vec<Arc<Commit>>) -> Vec<Arc<Commit>> {
@@ -232,7 +246,7 @@ impl Follow {
     /// Asks Postgres for the head. What it has more than we do may be on its way over a live bus, unless it has been
     /// for a while or the bus is silent.
     async fn look(&mut self) -> Result<(), FeedError> {
-        let head = self.log.head().await?.commit;
+        let head = self.reader.head().await?.commit;
         if head < self.last {
             return Err(FeedError::WentBack { commit: self.last });
         }
@@ -259,9 +273,10 @@ impl Follow {
 }
 
 impl FeedError {
-    /// Asking again cannot help: what this consumer made of the log does not belong to the log that is there.
+    /// Asking again cannot help: what this consumer made of the log does not belong to the log that is there, or the log
+    /// holds what it cannot.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::WentBack { .. })
+        matches!(self, Self::WentBack { .. } | Self::Store(StoreError::Corrupt(_)))
     }
 }
 
@@ -315,7 +330,16 @@ async fn session(
     shared: &Shared,
     messages: &mpsc::Sender<Option<Commit>>,
 ) -> Result<(), async_nats::Error> {
-    let jetstream = bus::connect(url, "daybook follower").await?;
+    let connection = bus::connect(url, "daybook follower").await?;
+    connection.during(read(&connection.jetstream, stream, shared, messages)).await
+}
+
+async fn read(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    shared: &Shared,
+    messages: &mpsc::Sender<Option<Commit>>,
+) -> Result<(), async_nats::Error> {
     let stream = jetstream.get_stream(stream).await?;
     let base = bus::base(&stream.cached_info().config).ok_or("a stream without a base")?;
     let wanted = shared.wanted.load(Ordering::Relaxed);

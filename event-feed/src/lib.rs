@@ -8,8 +8,10 @@
 
 mod bus;
 mod follow;
+mod obstacle;
 pub mod relay;
 
 pub use bus::FeedSettings;
 pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError};
 pub use follow::{FeedError, Follow};
+pub use obstacle::Obstacle;

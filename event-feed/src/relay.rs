@@ -9,18 +9,16 @@
 //! `notify` in the append would take a lock across the whole cluster at every commit, on the one road that all
 //! commits share. Asking an index for what comes after a number costs some 50 µs, here and not there.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, ErrorCode, stream};
-use event_store::{Head, Log};
+use async_nats::jetstream::{ErrorCode, stream};
+use event_store::{Commit, Head, Log, Reader};
 use runtime::shutdown::Shutdown;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::bus;
 use crate::bus::FeedSettings;
@@ -35,7 +33,15 @@ pub async fn run(log: Log, settings: FeedSettings, shutdown: Shutdown) -> anyhow
 pub struct Relay {
     log: Log,
     settings: FeedSettings,
-    connected: Arc<AtomicBool>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Starting,
+    Relaying,
+    CutOff(String),
 }
 
 /// Events in one page, all of which are in flight at once.
@@ -47,9 +53,13 @@ const LOOK_MAX: Duration = Duration::from_millis(20);
 
 /// Pauses after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How long a relay that met another one leaves it alone.
+/// How often the stream is looked at. With nothing to publish, nothing else tells that it was deleted or changed, or that
+/// the bus is gone without a word.
+const LOOK_AT_STREAM: Duration = Duration::from_secs(2);
+
+/// How long a relay that met another one leaves it and the stream alone.
 const STANDBY: Duration = Duration::from_millis(250);
 
 /// A stream further behind the log than this is not filled up any more: followers are past that in Postgres.
@@ -63,18 +73,28 @@ struct Cursor {
     relayed: i64,
 }
 
-/// Another relay got a commit in before us.
+/// A cursor is of no use any more: another relay got a commit in before us, or the stream is not as it was left.
 #[derive(Debug)]
-struct Fenced;
+struct Outdated;
+
+/// One connection to the bus and one to the log.
+struct Session {
+    bus: bus::Connection,
+    log: Reader,
+}
 
 impl Relay {
     pub fn new(log: Log, settings: FeedSettings) -> Self {
-        Self { log, settings, connected: Arc::default() }
+        Self { log, settings, state: Arc::default() }
     }
 
-    /// Whether there is a stream at the moment that commits are, or can be, published to.
-    pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+    /// Whether there is a stream at the moment that commits are, or can be, published to; `Err` says why not.
+    pub fn check(&self) -> Result<(), String> {
+        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Relaying => Ok(()),
+            State::Starting => Err("the relay has just begun".to_owned()),
+            State::CutOff(reason) => Err(reason.clone()),
+        }
     }
 
     pub async fn run(&self, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -85,15 +105,16 @@ impl Relay {
             // What a stop cuts off is in the log, and the next relay finds by the stream's last sequence where to go on.
             let ended = tokio::select! {
                 () = shutdown.requested() => None,
-                Err(error) = self.session(url) => Some(error),
+                Err(error) = self.session(url) => Some(format!("{error:#}")),
             };
-            if self.connected.swap(false, Ordering::Relaxed) {
+            let reason = ended.clone().unwrap_or_else(|| "stopped".to_owned());
+            if matches!(self.enter(State::CutOff(reason)), State::Relaying) {
                 pause = PAUSE_MIN;
                 told = false;
             }
             let Some(error) = ended else { return Ok(()) };
             if !std::mem::replace(&mut told, true) {
-                tracing::warn!(error = format!("{error:#}"), "the relay is cut off; it tries again until it is not");
+                tracing::warn!(error, "the relay is cut off; it tries again until it is not");
             }
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
@@ -102,79 +123,89 @@ impl Relay {
         }
     }
 
+    /// Answers the state before.
+    fn enter(&self, state: State) -> State {
+        std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state)
+    }
+
     /// Relays over one connection until something fails.
     async fn session(&self, url: &str) -> anyhow::Result<std::convert::Infallible> {
-        let jetstream = bus::connect(url, "daybook relay")
-            .await
-            .map_err(|error| anyhow!(error).context("connecting to the bus"))?;
+        let bus = bus::connect(url, "daybook relay").await;
+        let bus = bus.map_err(|error| anyhow!(error).context("connecting to the bus"))?;
+        let mut session = Session { bus, log: Reader::beside(&self.log) };
         loop {
-            let cursor = self.adopt(&jetstream).await?;
-            if !self.connected.swap(true, Ordering::Relaxed) {
+            let cursor = self.adopt(&mut session).await?;
+            if !matches!(self.enter(State::Relaying), State::Relaying) {
                 tracing::info!(stream = self.settings.stream, base = cursor.base, commit = cursor.relayed, "relaying");
             }
-            let Fenced = self.relay(&jetstream, cursor).await?;
-            tracing::debug!(stream = self.settings.stream, "another relay is at work");
+            let Outdated = self.relay(&mut session, cursor).await?;
+            tracing::debug!(stream = self.settings.stream, "another relay is at work, or somebody changed the stream");
             sleep(STANDBY).await;
         }
     }
 
-    /// Publishes what comes after the cursor, until another relay gets in between or something fails.
-    async fn relay(&self, jetstream: &jetstream::Context, mut cursor: Cursor) -> anyhow::Result<Fenced> {
-        let subject = bus::subject(&self.settings.stream, cursor.base);
-        let bus = jetstream.client();
+    /// Publishes what comes after the cursor, until it is of no use any more or something fails.
+    async fn relay(&self, session: &mut Session, mut cursor: Cursor) -> anyhow::Result<Outdated> {
         let mut look = LOOK_MIN;
+        let mut looked = Instant::now();
         loop {
-            let commits = self.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
+            let commits = session.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
+            if LOOK_AT_STREAM <= looked.elapsed() {
+                let found = session.bus.during(stream(&session.bus, &self.settings.stream)).await?;
+                if !found.is_some_and(|found| self.is_as_left(found.cached_info(), &cursor)) {
+                    return Ok(Outdated);
+                }
+                looked = Instant::now();
+            }
             if commits.is_empty() {
-                // With nothing to publish, nothing else would tell.
-                anyhow::ensure!(bus.connection_state() == State::Connected, "the connection to the bus is lost");
-                sleep(look).await;
+                session.bus.during(async { Ok::<_, bus::Lost>(sleep(look).await) }).await?;
                 look = LOOK_MAX.min(look * 2);
                 continue;
             }
             look = LOOK_MIN;
-            let mut acks = Vec::with_capacity(commits.len());
-            for commit in &commits {
-                // If one is refused, so are all behind it: none of them can follow what is not there.
-                let message = PublishMessage::build()
-                    .expected_last_sequence(cursor.sequence_of(commit.number - 1))
-                    .payload(bus::write(commit));
-                acks.push(jetstream.send_publish(subject.clone(), message).await.context("publishing")?);
-            }
-            for (commit, ack) in commits.iter().zip(acks) {
-                match ack.await {
-                    Ok(ack) if ack.sequence == cursor.sequence_of(commit.number) => cursor.relayed = commit.number,
-                    Ok(ack) => anyhow::bail!("commit {} came to lie at sequence {}", commit.number, ack.sequence),
-                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => return Ok(Fenced),
-                    Err(error) => return Err(error).context("publishing"),
-                }
+            let publishing = publish(&session.bus, &self.settings.stream, &commits, &mut cursor);
+            if let Some(Outdated) = session.bus.during(publishing).await? {
+                return Ok(Outdated);
             }
         }
     }
 
+    fn is_as_left(&self, found: &stream::Info, cursor: &Cursor) -> bool {
+        let stream::Info { config, state, .. } = found;
+        state.last_sequence == cursor.sequence_of(cursor.relayed)
+            && bus::difference(&bus::config(&self.settings.stream, cursor.base), config).is_none()
+    }
+
     /// Finds the stream where it was left, or makes it anew from the head.
-    async fn adopt(&self, jetstream: &jetstream::Context) -> anyhow::Result<Cursor> {
+    async fn adopt(&self, session: &mut Session) -> anyhow::Result<Cursor> {
         let name = &self.settings.stream;
-        let head = self.log.head().await.context("reading the log's head")?;
-        match jetstream.get_stream(name).await {
-            Ok(found) => match self.examine(&found, &head).await? {
+        let Session { bus, log } = session;
+        let head = log.head().await.context("reading the log's head")?;
+        if let Some(found) = bus.during(stream(bus, name)).await? {
+            match self.examine(bus, log, &found, &head).await? {
                 Ok(cursor) => return Ok(cursor),
                 Err(reason) => {
                     tracing::warn!(stream = name, reason, "the stream is made anew");
-                    jetstream.delete_stream(name).await.context("deleting the stream")?;
+                    let deleted = async { bus.jetstream.delete_stream(name).await.context("deleting the stream") };
+                    bus.during(deleted).await?;
                 }
-            },
-            Err(error) if is_absent(&error.kind()) => {}
-            Err(error) => return Err(error).context("looking for the stream"),
+            }
         }
         // Another relay may do the same at this moment: made twice alike it is one stream, and unlike it is an error here.
-        let made = jetstream.create_stream(bus::config(name, head.commit)).await.context("making the stream")?;
-        let examined = self.examine(&made, &head).await?;
+        let making = bus.jetstream.create_stream(bus::config(name, head.commit));
+        let made = bus.during(async { making.await.context("making the stream") }).await?;
+        let examined = self.examine(bus, log, &made, &head).await?;
         examined.map_err(|reason| anyhow!("the bus did not make the stream that was asked for: {reason}"))
     }
 
     /// Where a stream stands, or why it cannot be gone on with.
-    async fn examine(&self, found: &stream::Stream, head: &Head) -> anyhow::Result<Result<Cursor, String>> {
+    async fn examine(
+        &self,
+        bus: &bus::Connection,
+        log: &mut Reader,
+        found: &stream::Stream,
+        head: &Head,
+    ) -> anyhow::Result<Result<Cursor, String>> {
         let stream::Info { config, state, .. } = found.cached_info();
         let Some(base) = bus::base(config) else { return Ok(Err("it has no base".to_owned())) };
         if let Some(field) = bus::difference(&bus::config(&self.settings.stream, base), config) {
@@ -184,7 +215,7 @@ impl Relay {
         let relayed = base.saturating_add(i64::try_from(state.last_sequence).unwrap_or(i64::MAX));
         if head.commit < relayed {
             // The other relay may have been quicker than our look at the head.
-            let now = self.log.head().await.context("reading the log's head")?;
+            let now = log.head().await.context("reading the log's head")?;
             if now.commit < relayed {
                 return Ok(Err(format!("it is at commit {relayed}, the log at {}", now.commit)));
             }
@@ -192,10 +223,11 @@ impl Relay {
         if BEHIND_MAX < head.commit - relayed {
             return Ok(Err(format!("it is {} commits behind", head.commit - relayed)));
         }
+        let last = async { anyhow::Ok(found.get_raw_message(state.last_sequence).await.ok()) };
         if 0 < state.messages
-            && let Ok(last) = found.get_raw_message(state.last_sequence).await
+            && let Some(last) = bus.during(last).await?
         {
-            let in_log = self.log.commits_after(relayed - 1, 1).await.context("reading the log")?;
+            let in_log = log.commits_after(relayed - 1, 1).await.context("reading the log")?;
             let chain = in_log.first().map(|commit| commit.chain);
             if bus::read(&last.payload).ok().map(|commit| commit.chain) != chain {
                 return Ok(Err(format!("its commit {relayed} is not the log's")));
@@ -208,6 +240,44 @@ impl Relay {
 impl Cursor {
     fn sequence_of(&self, commit: i64) -> u64 {
         u64::try_from(commit - self.base).expect("commits are relayed from the base on")
+    }
+}
+
+/// Publishes commits that follow the cursor, which moves with every one that came to lie where it must.
+async fn publish(
+    bus: &bus::Connection,
+    stream: &str,
+    commits: &[Commit],
+    cursor: &mut Cursor,
+) -> anyhow::Result<Option<Outdated>> {
+    let subject = bus::subject(stream, cursor.base);
+    let mut acks = Vec::with_capacity(commits.len());
+    for commit in commits {
+        // If one is refused, so are all behind it: none of them can follow what is not there.
+        let message = PublishMessage::build()
+            .expected_last_sequence(cursor.sequence_of(commit.number - 1))
+            .payload(bus::write(commit, bus.body_bytes_max()));
+        acks.push(bus.jetstream.send_publish(subject.clone(), message).await.context("publishing")?);
+    }
+    for (commit, ack) in commits.iter().zip(acks) {
+        match ack.await {
+            Ok(ack) if ack.sequence == cursor.sequence_of(commit.number) => cursor.relayed = commit.number,
+            Ok(ack) => anyhow::bail!("commit {} came to lie at sequence {}", commit.number, ack.sequence),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => return Ok(Some(Outdated)),
+            // Nobody takes what is published under this base.
+            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => return Ok(Some(Outdated)),
+            Err(error) => return Err(error).context("publishing"),
+        }
+    }
+    Ok(None)
+}
+
+/// The stream, if there is one.
+async fn stream(bus: &bus::Connection, name: &str) -> anyhow::Result<Option<stream::Stream>> {
+    match bus.jetstream.get_stream(name).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_absent(&error.kind()) => Ok(None),
+        Err(error) => Err(error).context("looking for the stream"),
     }
 }
 

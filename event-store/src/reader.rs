@@ -18,10 +18,10 @@ use crate::record::sized;
 use crate::{Commit, Head, Log, StoreError};
 
 /// How long Postgres may take to answer, a new connection included.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the server lets one statement work, in milliseconds. Less than [`PATIENCE`]: what we have given up is over there too.
-const STATEMENT_MILLIS: u32 = 8_000;
+const STATEMENT_MILLIS: u32 = 4_000;
 
 /// When the server takes us for gone and ends our session, in seconds: after so much silence it asks this often, this many times.
 const SILENCE: [(&str, u32); 3] =

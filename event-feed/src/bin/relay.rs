@@ -51,7 +51,7 @@ fn health(log: Log, relay: Relay) -> Health {
             async move { log.head().await.map(|_| ()) }
         })
         .check("bus", Duration::from_secs(1), move || {
-            let connected = relay.is_connected();
-            async move { if connected { Ok(()) } else { Err("not connected to a stream") } }
+            let check = relay.check();
+            async move { check }
         })
 }

@@ -1,187 +1,47 @@
-//! The feed on a real Postgres and a real nats-server: what a follower gets while the bus is there, is not, or lies.
-
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may panic wherever it stands; clippy.toml knows only those inside #[test]"
-)]
+//! What a follower gets while the bus is there, is not, or lies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::stream;
 use event_feed::relay::Relay;
 use event_feed::{Commit, FeedError, FeedSettings, Follow, Head, Log};
-use event_store::{Draft, Writer};
-use ledger_core::{CommandEvent, CommandId, Event, Failure, NewEvent, Timestamp};
-use local_stack::{Stack, testing};
+use local_stack::Stack;
 use runtime::shutdown::Shutdown;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
-use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A ledger of the test's own, with a hand on the log and one on the bus.
-struct Ledger {
-    url: String,
-    nats_url: String,
-    settings: FeedSettings,
-    writer: Writer,
-    head: Head,
-}
-
-impl Ledger {
-    async fn open() -> Self {
-        let database = testing::database(|url| async move { migrations::run(&url).await }).await;
-        Self::on(database.url(), testing::stack().await.nats_url(), database.name()).await
-    }
-
-    async fn on(url: &str, nats_url: &str, stream: &str) -> Self {
-        let writer = Writer::new(url).unwrap();
-        let log = Log::new(event_store::connect(url, "daybook_reader", 1).await.unwrap());
-        let head = log.head().await.unwrap();
-        let settings = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned() };
-        Self { url: url.to_owned(), nats_url: nats_url.to_owned(), settings, writer, head }
-    }
-
-    /// A commit of `events` events that each carry `bytes` bytes; returns its number.
-    async fn append(&mut self, events: usize, bytes: usize) -> i64 {
-        let commit = sealed(&self.head, events, bytes);
-        self.writer.append(&commit).await.unwrap();
-        self.head = commit.head();
-        commit.number
-    }
-
-    async fn append_many(&mut self, commits: usize) -> i64 {
-        for _ in 0..commits {
-            self.append(2, 10).await;
-        }
-        self.head.commit
-    }
-
-    /// The log over connections of its own.
-    async fn log(&self) -> Log {
-        Log::new(event_store::connect(&self.url, "daybook_reader", 2).await.unwrap())
-    }
-
-    async fn relay(&self) -> Running {
-        let shutdown = Shutdown::new();
-        let relay = event_feed::relay::run(self.log().await, self.settings.clone(), shutdown.clone());
-        Running { shutdown, task: tokio::spawn(relay) }
-    }
-
-    async fn follow(&self, after: i64) -> Follower {
-        Follower::start(self.log().await, self.settings.clone(), after).await
-    }
-
-    async fn jetstream(&self) -> jetstream::Context {
-        let address: async_nats::ServerAddr = self.nats_url.parse().unwrap();
-        let (user, password) = (address.username().unwrap().to_owned(), address.password().unwrap().to_owned());
-        let options = async_nats::ConnectOptions::with_user_and_password(user, password);
-        jetstream::new(options.connect(address).await.unwrap())
-    }
-
-    /// The stream's state, as soon as it is as wanted.
-    async fn stream_where(&self, claim: &str, wanted: impl Fn(&stream::Info) -> bool) -> stream::Stream {
-        let jetstream = self.jetstream().await;
-        let deadline = Instant::now() + PATIENCE;
-        let mut seen = None;
-        while Instant::now() < deadline {
-            if let Ok(stream) = jetstream.get_stream(&self.settings.stream).await {
-                if wanted(stream.cached_info()) {
-                    return stream;
-                }
-                seen = Some(stream.cached_info().clone());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("not in time: {claim}; last seen: {seen:?}");
-    }
-}
-
-fn sealed(head: &Head, events: usize, bytes: usize) -> Commit {
-    let drafts: Vec<_> = (0..events)
-        .map(|_| {
-            let id = CommandId::from_uuid(Uuid::now_v7());
-            let failure = Failure { code: "wallet-frozen".to_owned(), detail: "x".repeat(bytes) };
-            let event = Event::Command(id, CommandEvent::Declined { partner_id: None, failure });
-            Draft::new(id, None, "{}", NewEvent { sequence: 1, event })
-        })
-        .collect();
-    Commit::seal(head, Timestamp::from_micros(0).unwrap(), &drafts)
-}
-
-struct Running {
-    shutdown: Shutdown,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    async fn stop(self) {
-        self.shutdown.trigger();
-        timeout(PATIENCE, self.task).await.expect("a relay stops when it is asked to").unwrap().unwrap();
-    }
-}
-
-/// A consumer that keeps everything and checks that it is contiguous.
-struct Follower {
-    log: Log,
-    commits: watch::Receiver<Vec<Arc<Commit>>>,
-    task: JoinHandle<()>,
-}
-
-impl Follower {
-    async fn start(log: Log, settings: FeedSettings, after: i64) -> Self {
-        let mut follow = Follow::start(log.clone(), settings, after).await;
-        let (sender, commits) = watch::channel(Vec::<Arc<Commit>>::new());
-        let task = tokio::spawn(async move {
-            loop {
-                match follow.next().await {
-                    Ok(page) => sender.send_modify(|all| {
-                        for commit in page {
-                            let last = all.last().map_or(after, |last| last.number);
-                            assert_eq!(commit.number, last + 1, "a gap or a repetition");
-                            let count = i64::try_from(commit.events.len()).unwrap();
-                            assert_eq!(count, commit.last - commit.first + 1, "a commit that is not whole");
-                            all.push(commit);
-                        }
-                    }),
-                    Err(error) => assert!(!error.is_final(), "{error}"),
-                }
-            }
-        });
-        Self { log, commits, task }
-    }
-
-    async fn has(&mut self, number: i64) -> Vec<Arc<Commit>> {
-        let reached = self.commits.wait_for(|all| all.last().is_some_and(|last| last.number == number));
-        let reached = timeout(PATIENCE, reached).await.map(|all| all.map(|all| all.clone()));
-        match reached {
-            Ok(Ok(all)) => all,
-            Ok(Err(_)) => panic!("the follower failed: {:?}", (&mut self.task).await),
-            Err(_) => panic!("commit {number} did not come; last: {:?}", self.commits.borrow().last()),
-        }
-    }
-}
+use crate::ledger::{Follower, Ledger, PATIENCE, Running, check_numbers, sealed};
+use crate::proxy::Proxy;
 
 #[tokio::test]
-async fn a_live_follower_is_fed_by_the_bus_alone() {
+async fn a_live_follower_gets_events_from_the_bus() {
     let mut ledger = Ledger::open().await;
     let relay = ledger.relay().await;
     let before = ledger.append_many(20).await;
-    let mut follower = ledger.follow(0).await;
+    let postgres = Proxy::before(&ledger.url).await;
+    let log = Log::new(event_store::connect(&postgres.url(&ledger.url), "daybook_reader", 1).await.unwrap());
+    let mut follower = Follower::start(log, ledger.settings.clone(), 0).await;
     follower.has(before).await;
     ledger.stream_where("the follower listens", |info| info.state.consumer_count == 1).await;
     let first = ledger.append(1, 10).await;
     follower.has(first).await;
 
-    follower.log.pool().close().await; // from here on the follower has nothing but the bus
-    let last = ledger.append_many(20).await;
-    let all = follower.has(last).await;
+    let all = comes_over_the_bus(&mut ledger, &mut follower, &postgres).await;
     let log = ledger.log().await.commits_after(0, 1_000).await.unwrap();
     assert!(all.iter().map(|commit| &**commit).eq(&log), "what was followed is what the log holds");
     relay.stop().await;
+}
+
+/// Some 2 MB of events reach the follower while Postgres tells it little more than heads and hashes.
+async fn comes_over_the_bus(ledger: &mut Ledger, follower: &mut Follower, postgres: &Proxy) -> Vec<Arc<Commit>> {
+    let before = postgres.carried();
+    for _ in 0..20 {
+        let number = ledger.append(1, 100_000).await;
+        follower.has(number).await;
+    }
+    let carried = postgres.carried() - before;
+    assert!(carried < 1_000_000, "{carried} bytes were read in Postgres");
+    follower.has(ledger.head.commit).await
 }
 
 #[tokio::test]
@@ -194,17 +54,6 @@ async fn the_stream_numbers_commits_from_its_base() {
     let stream = ledger.stream_where("all is relayed", |info| info.state.last_sequence == 5).await;
     check_numbers(&stream, base).await;
     relay.stop().await;
-}
-
-/// Every message lies where its number says.
-async fn check_numbers(stream: &stream::Stream, base: i64) {
-    let info = stream.cached_info();
-    assert_eq!(info.config.subjects, [format!("daybook.{}.commits.{base}", info.config.name)]);
-    for sequence in info.state.first_sequence..=info.state.last_sequence {
-        let message = stream.get_raw_message(sequence).await.unwrap();
-        let commit: Commit = serde_json::from_slice(&message.payload).unwrap();
-        assert_eq!(commit.number, base + i64::try_from(sequence).unwrap());
-    }
 }
 
 #[tokio::test]
@@ -234,7 +83,9 @@ async fn of_two_relays_each_commit_is_published_by_one() {
 async fn a_bus_that_is_wiped_in_the_middle_loses_nothing() {
     let mut ledger = Ledger::open().await;
     let relay = ledger.relay().await;
-    let mut follower = ledger.follow(0).await;
+    let postgres = Proxy::before(&ledger.url).await;
+    let log = Log::new(event_store::connect(&postgres.url(&ledger.url), "daybook_reader", 1).await.unwrap());
+    let mut follower = Follower::start(log, ledger.settings.clone(), 0).await;
     let wiped_at = ledger.append_many(50).await;
     let relayed = u64::try_from(wiped_at).unwrap();
     ledger.stream_where("the first half is relayed", |info| info.state.last_sequence == relayed).await;
@@ -246,9 +97,7 @@ async fn a_bus_that_is_wiped_in_the_middle_loses_nothing() {
     ledger.stream_where("the follower listens again", |info| info.state.consumer_count == 1).await;
     let one_more = ledger.append(1, 10).await;
     follower.has(one_more).await;
-    follower.log.pool().close().await;
-    let last = ledger.append_many(10).await;
-    follower.has(last).await;
+    comes_over_the_bus(&mut ledger, &mut follower, &postgres).await;
     relay.stop().await;
 }
 
@@ -324,6 +173,7 @@ async fn a_message_lost_while_idle_is_found_within_a_second() {
 async fn what_does_not_follow_from_the_log_is_not_believed() {
     let mut ledger = Ledger::open().await;
     let relay = ledger.relay().await;
+    ledger.stream_where("a stream", |_| true).await;
     let mut follower = ledger.follow(0).await;
     let last = ledger.append_many(3).await;
     follower.has(last).await;
@@ -440,7 +290,7 @@ async fn a_relay_without_its_bus_says_so_also_while_nothing_happens() {
     });
     let says = async |wanted: bool| {
         let deadline = Instant::now() + PATIENCE;
-        while relay.is_connected() != wanted {
+        while relay.check().is_ok() != wanted {
             assert!(Instant::now() < deadline, "not in time: connected = {wanted}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
