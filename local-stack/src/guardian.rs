@@ -148,6 +148,14 @@ impl Guardian {
     }
 }
 
+/// The status of a server that has ended, which is then no longer there. One that was asked to end is not.
+pub(crate) fn take_dead(running: &mut Option<Guardian>) -> Option<ExitStatus> {
+    // A status that cannot be had is no reason to start a second server beside the first.
+    let status = running.as_mut()?.ended().ok()??;
+    *running = None;
+    Some(status)
+}
+
 /// The end of a server's log, for the error that says it did not start.
 pub(crate) fn log_tail(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();

@@ -1,8 +1,8 @@
 //! local-stack: a private Postgres and nats-server, for `daybook up` and for every test.
 //!
 //! It finds the servers' programs or downloads them (`programs.rs`, `download.rs`), and runs both on a locked data
-//! directory (`data_directory.rs`) as children that cannot outlive us (`guardian.rs`). Servers whose addresses are
-//! given are used as they are, never started or stopped.
+//! directory (`data_directory.rs`) as children that cannot outlive us (`guardian.rs`) and come back when they die
+//! ([`Stack::supervise`]). Servers whose addresses are given are used as they are, never started or stopped.
 //!
 //! It knows no service, schema or subject of ours, and it is not how Daybook is deployed: there the servers are
 //! somebody's care, and their addresses are given.
@@ -16,15 +16,18 @@ mod programs;
 pub mod testing;
 
 use std::{
+    convert::Infallible,
     io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
+    time::{Duration, Instant},
 };
 
 use data_directory::DataDirectory;
 use guardian::Held;
 use nats::PrivateNats;
 use postgres::PrivatePostgres;
+use tokio::time::sleep;
 use url::Url;
 
 /// Receives one line for the user per step.
@@ -171,6 +174,23 @@ impl Stack {
         postgres.and(nats)
     }
 
+    /// Watches over the private servers for as long as it is polled: one that dies is started again, on the same data and
+    /// the same port, as often as it takes. Servers that were stopped or killed through this stack are left alone.
+    pub async fn supervise(&self) -> Infallible {
+        let postgres = async {
+            if let Some(postgres) = &self.postgres {
+                supervise("Postgres", async || postgres.death().await, async || postgres.start_again().await).await;
+            }
+        };
+        let nats = async {
+            if let Some(nats) = &self.nats {
+                supervise("nats-server", async || nats.death().await, async || nats.start_again().await).await;
+            }
+        };
+        tokio::join!(postgres, nats);
+        std::future::pending().await // nothing here is ours to watch over
+    }
+
     /// Ends the private Postgres as a crash would: no checkpoint, connections cut. Returns when it is gone.
     pub async fn kill_postgres(&self) -> Result<(), StackError> {
         self.private_postgres()?.kill().await
@@ -213,6 +233,48 @@ impl Stack {
 impl StackError {
     fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
+    }
+}
+
+/// How often a server is looked at.
+const WATCH: Duration = Duration::from_millis(100);
+
+/// Pauses before a dead server is started again, and after each attempt that failed. A killed Postgres cannot start
+/// before the last of its processes is gone.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// One that has run for so long was well: its next death is the first one again.
+const WELL: Duration = Duration::from_secs(60);
+
+async fn supervise(
+    server: &'static str,
+    death: impl AsyncFn() -> Option<ExitStatus>,
+    start: impl AsyncFn() -> Result<(), StackError>,
+) -> Infallible {
+    let mut pause = PAUSE_MIN;
+    let mut started = Instant::now();
+    loop {
+        sleep(WATCH).await;
+        let Some(status) = death().await else { continue };
+        tracing::error!(server, %status, "a server died; it is started again");
+        if WELL <= started.elapsed() {
+            pause = PAUSE_MIN;
+        }
+        let mut told = false; // of this outage
+        loop {
+            sleep(pause).await;
+            pause = PAUSE_MAX.min(pause * 2);
+            match start().await {
+                Ok(()) => break,
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::error!(server, %error, "a server that died did not start; it is tried again until it does");
+                }
+                Err(_) => {}
+            }
+        }
+        started = Instant::now();
+        tracing::warn!(server, "a server that had died is back");
     }
 }
 

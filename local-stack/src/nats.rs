@@ -9,7 +9,8 @@
 //! repository's `nats.conf`, not here.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use tokio::sync::Mutex;
 use crate::{
     Options, StackError,
     data_directory::{DataDirectory, User, free_port, make_private, write_private},
-    guardian::{Guardian, Held, Launch, log_tail},
+    guardian::{Guardian, Held, Launch, log_tail, take_dead},
     programs::{self, NatsProgram},
     without_password,
 };
@@ -34,6 +35,10 @@ const FILE_STORE: &str = "4GB";
 #[derive(Debug)]
 pub(crate) struct PrivateNats {
     url: String,
+    /// Where the server lives, whose it is, and what it is told.
+    directory: PathBuf,
+    user: Option<User>,
+    config: String,
     launch: Launch,
     held: Held,
     guardian: Mutex<Option<Guardian>>,
@@ -43,7 +48,6 @@ impl PrivateNats {
     pub(crate) async fn start(directory: &DataDirectory, held: &Held, options: &Options) -> Result<Self, StackError> {
         let (servers, user) = directory.place_servers(options.announce)?;
         let program = programs::nats(user, options).await?;
-        make_private(&servers.join("nats"), user)?;
         let mut access = directory.access()?;
         // Another process can take the port between our look and the server's own; then the next port is tried.
         for attempts_left in [2, 1, 0] {
@@ -51,10 +55,11 @@ impl PrivateNats {
             access.nats_port = Some(port);
             directory.keep(&access)?;
             (options.announce)(&format!("Starting nats-server {} on 127.0.0.1:{port}", program.version));
-            let config = config(port, &access.nats_password);
-            write_private(&servers.join("nats/nats.conf"), config.as_bytes(), user)?;
             let nats = Self {
                 url: format!("nats://{USER}:{}@127.0.0.1:{port}", access.nats_password),
+                directory: servers.join("nats"),
+                user,
+                config: config(port, &access.nats_password),
                 launch: server_launch(&servers, &program, user),
                 held: held.try_clone().map_err(|source| StackError::io("sharing the lock", source))?,
                 guardian: Mutex::new(None),
@@ -72,29 +77,30 @@ impl PrivateNats {
         &self.url
     }
 
-    /// Starts the server, if it does not run, and waits until JetStream answers.
+    /// Starts the server, if it does not run, and waits until JetStream answers. Whatever its directory lacks is made: the
+    /// bus may lose everything.
     pub(crate) async fn start_again(&self) -> Result<(), StackError> {
         let mut running = self.guardian.lock().await;
         if running.is_some() {
             return Ok(());
         }
-        let mut guardian = Guardian::spawn(&self.launch, &self.held)
-            .map_err(|source| StackError::io("starting nats-server", source))?;
-        let deadline = Instant::now() + START_BOUND;
-        let did_not_start =
-            |reason| StackError::DidNotStart { server: "nats-server", reason, log: log_tail(&self.launch.log) };
-        loop {
-            if let Some(status) = guardian.ended().map_err(|source| StackError::io("watching nats-server", source))? {
-                return Err(did_not_start(format!("it ended with {status}")));
-            }
-            match ask_jetstream(&self.url).await {
-                Ok(()) => break,
-                Err(reason) if deadline <= Instant::now() => return Err(did_not_start(reason)),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
+        make_private(&self.directory, self.user)?;
+        write_private(&self.directory.join("nats.conf"), self.config.as_bytes(), self.user)?;
+        // Kept from the first moment: whoever gives up waiting here can still stop it.
+        let guardian = running.insert(
+            Guardian::spawn(&self.launch, &self.held)
+                .map_err(|source| StackError::io("starting nats-server", source))?,
+        );
+        let ready = until_ready(guardian, &self.url, &self.launch.log).await;
+        if ready.is_err() {
+            *running = None;
         }
-        *running = Some(guardian);
-        Ok(())
+        ready
+    }
+
+    /// How the server ended, if it has ended by itself. Then it can be started again.
+    pub(crate) async fn death(&self) -> Option<ExitStatus> {
+        take_dead(&mut *self.guardian.lock().await)
     }
 
     pub(crate) async fn stop(&self) -> Result<(), StackError> {
@@ -111,6 +117,21 @@ impl PrivateNats {
                 guardian.end(escalation).await.map_err(|source| StackError::io("stopping nats-server", source))
             }
             None => Ok(()),
+        }
+    }
+}
+
+async fn until_ready(guardian: &mut Guardian, url: &str, log: &Path) -> Result<(), StackError> {
+    let deadline = Instant::now() + START_BOUND;
+    let did_not_start = |reason| StackError::DidNotStart { server: "nats-server", reason, log: log_tail(log) };
+    loop {
+        if let Some(status) = guardian.ended().map_err(|source| StackError::io("watching nats-server", source))? {
+            return Err(did_not_start(format!("it ended with {status}")));
+        }
+        match ask_jetstream(url).await {
+            Ok(()) => return Ok(()),
+            Err(reason) if deadline <= Instant::now() => return Err(did_not_start(reason)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }

@@ -11,7 +11,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use crate::{
     Announce, Options, StackError,
     data_directory::{DataDirectory, User, free_port, make_private, write_private},
-    guardian::{Guardian, Held, Launch, library_path, log_tail},
+    guardian::{Guardian, Held, Launch, library_path, log_tail, take_dead},
     programs::{self, PostgresPrograms},
     without_password,
 };
@@ -31,7 +31,7 @@ pub(crate) const MAJOR_VERSIONS: std::ops::RangeInclusive<u32> = 15..=18;
 
 const USER_AND_DATABASE: &str = "daybook";
 /// Longer than starting takes (0.1 s), because a start after a crash replays up to `max_wal_size` first.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(300);
 const CONNECT_BOUND: Duration = Duration::from_secs(5);
 
 /// For a ledger: many small durable commits, short indexed queries, on a machine that others use too.
@@ -115,23 +115,20 @@ impl PrivatePostgres {
         if running.is_some() {
             return Ok(());
         }
-        let mut guardian =
-            Guardian::spawn(&self.launch, &self.held).map_err(|source| StackError::io("starting Postgres", source))?;
-        let deadline = Instant::now() + START_BOUND;
-        let did_not_start =
-            |reason| StackError::DidNotStart { server: "Postgres", reason, log: log_tail(&self.launch.log) };
-        loop {
-            if let Some(status) = guardian.ended().map_err(|source| StackError::io("watching Postgres", source))? {
-                return Err(did_not_start(format!("it ended with {status}")));
-            }
-            match create_database(&self.url).await {
-                Ok(()) => break,
-                Err(error) if deadline <= Instant::now() => return Err(did_not_start(error.to_string())),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
+        // Kept from the first moment: whoever gives up waiting here can still stop it.
+        let guardian = running.insert(
+            Guardian::spawn(&self.launch, &self.held).map_err(|source| StackError::io("starting Postgres", source))?,
+        );
+        let ready = until_ready(guardian, &self.url, &self.launch.log).await;
+        if ready.is_err() {
+            *running = None;
         }
-        *running = Some(guardian);
-        Ok(())
+        ready
+    }
+
+    /// How the server ended, if it has ended by itself. Then it can be started again.
+    pub(crate) async fn death(&self) -> Option<ExitStatus> {
+        take_dead(&mut *self.guardian.lock().await)
     }
 
     /// A fast shutdown: connections are ended, a checkpoint is written. A disk that is too slow for the checkpoint does
@@ -153,6 +150,21 @@ impl PrivatePostgres {
                 guardian.end(escalation).await.map_err(|source| StackError::io("stopping Postgres", source))
             }
             None => Ok(()),
+        }
+    }
+}
+
+async fn until_ready(guardian: &mut Guardian, url: &str, log: &Path) -> Result<(), StackError> {
+    let deadline = Instant::now() + START_BOUND;
+    let did_not_start = |reason| StackError::DidNotStart { server: "Postgres", reason, log: log_tail(log) };
+    loop {
+        if let Some(status) = guardian.ended().map_err(|source| StackError::io("watching Postgres", source))? {
+            return Err(did_not_start(format!("it ended with {status}")));
+        }
+        match create_database(url).await {
+            Ok(()) => return Ok(()),
+            Err(error) if deadline <= Instant::now() => return Err(did_not_start(error.to_string())),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }

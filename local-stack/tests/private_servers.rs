@@ -288,6 +288,77 @@ async fn killed_servers_come_back_on_their_ports_with_what_was_committed() {
     stack.stop().await.expect("the servers stop");
 }
 
+/// Ends a server from outside, as the machine's out-of-memory killer would.
+fn kill_from_outside(process: i32) {
+    let process = rustix::process::Pid::from_raw(process).expect("a server's number is positive");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
+}
+
+async fn is_back(stack: &Stack) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let database = PgConnection::connect(stack.database_url()).await.is_ok();
+        let address = url::Url::parse(stack.nats_url()).expect("a URL");
+        let bus = TcpStream::connect(("127.0.0.1", address.port().expect("it has a port"))).is_ok();
+        if database && bus {
+            return;
+        }
+        assert!(Instant::now() < deadline, "after 30 s: Postgres {database}, nats-server {bus}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn servers_that_die_are_started_again_on_their_ports_until_they_are_stopped() {
+    let directory = directory();
+    let data = directory.path().join("data");
+    let stack = start(&data, Options::default()).await;
+    check_both_work(&stack).await;
+    remember(&stack, "committed").await;
+    {
+        let mut supervision = std::pin::pin!(stack.supervise());
+        let work = async {
+            for _ in 0..3 {
+                let [postgres, nats] = server_processes(&data);
+                kill_from_outside(postgres);
+                kill_from_outside(nats);
+                eventually_gone([postgres, nats]).await;
+                is_back(&stack).await;
+                assert_eq!(remembered(&stack).await, ["committed"]);
+            }
+            let [_, nats] = server_processes(&data);
+            kill_from_outside(nats);
+            fs::remove_dir_all(data.join("servers/nats")).expect("a bus may lose everything");
+            eventually_gone([nats, nats]).await;
+            is_back(&stack).await;
+            check_both_work(&stack).await;
+            // What is stopped on purpose stays stopped.
+            stack.kill_nats().await.expect("nats-server can be killed");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let port = url::Url::parse(stack.nats_url()).expect("a URL").port().expect("it has a port");
+            TcpStream::connect(("127.0.0.1", port)).expect_err("nobody listens");
+            stack.start_nats().await.expect("nats-server starts");
+            let [postgres, _] = server_processes(&data);
+            kill_from_outside(postgres); // and supervision ends in the middle of this
+            eventually_gone([postgres, postgres]).await;
+        };
+        tokio::select! {
+            _ = &mut supervision => unreachable!("it never ends"),
+            () = work => {}
+        }
+    }
+    stack.stop().await.expect("the servers stop");
+    eventually("a stopped stack leaves nobody behind", || lock_is_free(&data));
+}
+
+async fn eventually_gone(processes: [i32; 2]) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while processes.iter().any(|process| is_alive(*process)) {
+        assert!(Instant::now() < deadline, "still there: {processes:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Root's servers cannot enter a private directory, and an ordinary user's run as that user.
 #[tokio::test]
 async fn servers_never_run_as_root_and_a_private_home_above_the_data_does_no_harm() {
