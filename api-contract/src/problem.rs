@@ -31,6 +31,8 @@ pub struct Problem(Box<Inner>);
 #[derive(Clone)]
 struct Inner {
     kind: &'static Kind,
+    /// Where it is not the table's.
+    status: Option<StatusCode>,
     detail: Option<String>,
     errors: Vec<At>,
     members: Map<String, Value>,
@@ -113,6 +115,13 @@ impl Problem {
         self
     }
 
+    /// Another status than the table's, for what is a part of a larger request: a wallet that a batch names and that does
+    /// not exist does not make the batch's own path not found.
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.0.status = Some(status);
+        self
+    }
+
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.0.retry_after = Some(seconds);
         self
@@ -125,7 +134,8 @@ impl Problem {
     }
 
     pub fn status(&self) -> StatusCode {
-        StatusCode::from_u16(self.0.kind.status).expect("the table's statuses are statuses")
+        let of_kind = || StatusCode::from_u16(self.0.kind.status).expect("the table's statuses are statuses");
+        self.0.status.unwrap_or_else(of_kind)
     }
 
     pub fn slug(&self) -> &'static str {
@@ -137,7 +147,7 @@ impl Problem {
         let mut fields = Map::new();
         fields.insert("type".into(), format!("/problems/{}", self.0.kind.slug).into());
         fields.insert("title".into(), self.0.kind.title.into());
-        fields.insert("status".into(), self.0.kind.status.into());
+        fields.insert("status".into(), self.status().as_u16().into());
         fields.insert("detail".into(), self.0.detail.as_deref().unwrap_or(self.0.kind.meaning).into());
         if let Some(instance) = &self.0.instance {
             fields.insert("instance".into(), instance.as_str().into());
@@ -163,6 +173,7 @@ impl Problem {
     fn new(kind: &'static Kind) -> Self {
         Self(Box::new(Inner {
             kind,
+            status: None,
             detail: None,
             errors: Vec::new(),
             members: Map::new(),

@@ -7,9 +7,7 @@ use api_contract::{LEDGER_POSITION, Problem, TransactionBody, WalletBody};
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ledger_core::{
-    Balance, Command, CommandEvent, Event, Failure, Timestamp, TransactionEvent, TransactionId, WalletEvent,
-};
+use ledger_core::{Balance, Command, CommandEvent, Event, Failure, Timestamp, TransactionEvent, WalletEvent};
 use ledger_engine::{CommandError, Receipt};
 use serde::{Deserialize, Serialize};
 
@@ -58,12 +56,27 @@ pub(crate) struct Refused {
 impl Commands {
     /// Asks the ledger. A refusal that the log keeps is an error here like any other.
     pub(crate) async fn execute(&self, command: Command) -> Result<Done, Refused> {
+        let done = self.record(command).await?;
+        match done.stream.iter().find_map(declined) {
+            Some(problem) => Err(done.refused(problem)),
+            None => Ok(done),
+        }
+    }
+
+    /// As [`Commands::execute`], for a command of several parts: that one of them was declined is no refusal of the whole.
+    pub(crate) async fn execute_each(&self, command: Command) -> Result<Done, Refused> {
+        let done = self.record(command).await?;
+        let of_the_whole = |happened: &&Happened| matches!(happened.event, Event::Command(..));
+        match done.stream.iter().filter(of_the_whole).find_map(declined) {
+            Some(problem) => Err(done.refused(problem)),
+            None => Ok(done),
+        }
+    }
+
+    async fn record(&self, command: Command) -> Result<Done, Refused> {
         let receipt = self.ledger.execute(command).await?;
         let recorded = Recorded { position: receipt.position(), replayed: receipt.replayed };
         let stream = read(&receipt.stream)?;
-        if let Some((failure, transaction)) = stream.iter().find_map(declined) {
-            return Err(refused(&receipt, recorded, failure, transaction));
-        }
         Ok(Done { recorded, stream, receipt })
     }
 }
@@ -85,6 +98,21 @@ impl Done {
     /// The wallet as the command left it.
     pub(crate) fn wallet(&self) -> Result<WalletBody, Problem> {
         wallet(self.stream.iter())
+    }
+
+    /// The first answer again, with the request that it was given to.
+    fn refused(&self, problem: Problem) -> Refused {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Metadata {
+            request_id: Option<String>,
+        }
+        let metadata = self.receipt.events.first().map(|event| serde_json::from_str::<Metadata>(&event.metadata));
+        let problem = match metadata {
+            Some(Ok(Metadata { request_id: Some(id) })) => problem.request_id(&id),
+            _ => problem,
+        };
+        Refused { problem, recorded: Some(self.recorded), without_trace: false }
     }
 
     /// What happened in the stream of the command's first event.
@@ -134,6 +162,11 @@ impl<T> Answer<T> {
 
     pub(crate) fn created(recorded: Recorded, location: String, body: T) -> Self {
         Self { status: StatusCode::CREATED, body, location: Some(location), recorded }
+    }
+
+    /// Several things were made, each with a place of its own.
+    pub(crate) fn created_several(recorded: Recorded, body: T) -> Self {
+        Self { status: StatusCode::CREATED, body, location: None, recorded }
     }
 
     /// It has begun, and ends later.
@@ -209,34 +242,28 @@ fn read(events: &[event_store::RecordedEvent]) -> Result<Vec<Happened>, Problem>
     events.iter().map(happened).collect()
 }
 
-/// Why the ledger refused, if that is what happened; and which transaction this would have become.
-fn declined(happened: &Happened) -> Option<(&Failure, Option<TransactionId>)> {
+/// Why the ledger refused the command, if that is what happened; and which transaction this would have become.
+fn declined(happened: &Happened) -> Option<Problem> {
     match &happened.event {
-        Event::Transaction(id, TransactionEvent::Declined { failure, .. }) => Some((failure, Some(*id))),
-        Event::Command(_, CommandEvent::Declined { failure, .. }) => Some((failure, None)),
+        Event::Transaction(id, TransactionEvent::Declined { failure, .. }) => {
+            Some(problem(failure).member("transactionId", *id))
+        }
+        Event::Command(_, CommandEvent::Declined { failure, .. }) => Some(problem(failure)),
+        // Always 422: what the item's own type says of a path, it does not say of the batch's.
+        Event::Command(_, CommandEvent::BatchDeclined { item, failure, .. }) => {
+            let item = format!("/transactions/{item}");
+            Some(problem(failure).with_status(StatusCode::UNPROCESSABLE_ENTITY).below(&item))
+        }
         _ => None,
     }
 }
 
-/// The first answer again: its reason, its numbers and the request that it was given to.
-fn refused(receipt: &Receipt, recorded: Recorded, failure: &Failure, transaction: Option<TransactionId>) -> Refused {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        request_id: Option<String>,
-    }
-    let mut problem = Problem::from_code(&failure.code).detail(&failure.detail);
-    let metadata = receipt.events.first().map(|event| serde_json::from_str::<Metadata>(&event.metadata));
-    if let Some(Ok(Metadata { request_id: Some(id) })) = metadata {
-        problem = problem.request_id(&id);
-    }
-    if let Some(id) = transaction {
-        problem = problem.member("transactionId", id);
-    }
-    Refused { problem, recorded: Some(recorded), without_trace: false }
+/// A refusal of history, with its reason and its numbers.
+pub(crate) fn problem(failure: &Failure) -> Problem {
+    Problem::from_code(&failure.code).detail(&failure.detail)
 }
 
 /// A receipt that is about something else than its command.
-fn other_stream() -> Problem {
+pub(crate) fn other_stream() -> Problem {
     Problem::internal(&std::io::Error::other("the receipt of a command is not about what the command is about"))
 }

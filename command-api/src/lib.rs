@@ -9,6 +9,7 @@
 
 mod answer;
 mod auth;
+mod batch;
 mod call;
 mod docs;
 mod openapi;
@@ -102,6 +103,7 @@ fn described() -> OpenApiRouter<Commands> {
         .routes(routes!(wallets::unfreeze))
         .routes(routes!(wallets::close))
         .routes(routes!(transactions::transfer))
+        .routes(routes!(batch::batch))
         .routes(routes!(transactions::adjustment))
         .routes(routes!(transactions::top_up))
         .routes(routes!(transactions::settle))

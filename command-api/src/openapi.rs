@@ -126,7 +126,7 @@ const TAGS: [(&str, &str); 6] = [
     "transactionId": "txn_0192f0c1-2d3e-7abc-8def-0123456789ab",
 }))]
 #[expect(dead_code, reason = "read by the derive only")]
-struct ProblemDocument {
+pub(crate) struct ProblemDocument {
     /// `/problems/<slug>`: a page of this server.
     r#type: String,
     title: String,
@@ -271,7 +271,7 @@ fn complete_answer(response: &mut Response, status: &str, position: Option<&str>
         add_header(response, "Ledger-Position", Type::Integer, position);
     }
     if status == "201" || is_command && status == "202" {
-        add_header(response, "Location", Type::String, "Where it can be read.");
+        add_header(response, "Location", Type::String, "Where it can be read; absent when it is several things.");
     }
     if is_command {
         let replayed = "`true` when the key was used before: this is what was answered then.";

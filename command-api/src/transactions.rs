@@ -156,6 +156,9 @@ pub(crate) async fn transfer(
     call: Call<MovingMoney>,
     Json(request, body): Json<Transfer>,
 ) -> Result<Answer<TransactionBody>, Refused> {
+    if request.from_wallet_id == request.to_wallet_id {
+        return Err(Problem::of("same-wallet").at("/toWalletId", "this is the paying wallet").into());
+    }
     let instruction = request.instruction(&call, now())?;
     let action = Action::Transfer { transaction: mint(), instruction: Arc::new(instruction) };
     let done = commands.execute(call.command(action, &body)).await?;
@@ -318,12 +321,9 @@ pub(crate) async fn expire(
 }
 
 impl Transfer {
-    /// What is asked for, or the first thing that is wrong with it whatever the ledger holds.
-    fn instruction<D>(self, call: &Call<D>, now: Timestamp) -> Result<Instruction, Problem> {
+    /// What is asked for, or the first thing that is wrong with its form.
+    pub(crate) fn instruction<D>(self, call: &Call<D>, now: Timestamp) -> Result<Instruction, Problem> {
         let money = money(&self.amount, &self.currency)?;
-        if self.from_wallet_id == self.to_wallet_id {
-            return Err(Problem::of("same-wallet").at("/toWalletId", "this is the paying wallet"));
-        }
         Ok(Instruction {
             to_wallet_id: Some(self.to_wallet_id),
             reference: self.reference.map(String::from),
@@ -375,7 +375,7 @@ fn seen_by<D>(call: &Call<D>, done: &Done) -> Result<TransactionBody, Problem> {
     Ok(if call.client.is_admin() { transaction } else { transaction.for_partner() })
 }
 
-fn mint() -> TransactionId {
+pub(crate) fn mint() -> TransactionId {
     TransactionId::from_uuid(Uuid::now_v7())
 }
 
@@ -383,7 +383,7 @@ fn location(transaction: &TransactionBody) -> String {
     format!("/v1/transactions/{}", transaction.id)
 }
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros())
         .ok()

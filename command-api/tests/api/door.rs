@@ -162,7 +162,7 @@ impl Door {
     }
 
     pub(crate) async fn events_after(&self, position: i64) -> Vec<RecordedEvent> {
-        self.log.events_after(position, 1_000, &EventFilter::default()).await.unwrap().1
+        self.log.events_after(position, 1_000_000, &EventFilter::default()).await.unwrap().1
     }
 
     /// What each wallet holds in minor units: the sum of all entries of the log, by our own arithmetic.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy.toml excepts tests, but not their helpers")]
 
+mod batches;
 mod documents;
 mod door;
 mod forms;
