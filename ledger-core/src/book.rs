@@ -262,6 +262,11 @@ impl Book {
         )
     }
 
+    /// How many things of one kind are in memory, at most.
+    pub fn fullest(&self) -> usize {
+        self.wallets.len().max(self.partners.len()).max(self.transactions.len())
+    }
+
     /// What was committed since the last snapshot, for the next one.
     pub fn changes(&self) -> Pages {
         Pages { wallets: self.wallets.changes(), partners: self.partners.changes() }

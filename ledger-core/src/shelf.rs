@@ -124,6 +124,7 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
             slot.changed = false;
             self.changed = self.changed.saturating_sub(1);
         }
+        self.sweep_beyond = 0;
     }
 
     /// Lets things go until a quarter of the room is free: what nobody has looked at since the last time first.

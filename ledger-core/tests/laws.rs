@@ -271,7 +271,8 @@ proptest! {
     ) {
         let mut world = World::new();
         let mut small = Book::default();
-        let mut snapshot: (BTreeMap<WalletId, (Wallet, i64)>, BTreeMap<PartnerId, (Partner, i64)>) = Default::default();
+        let mut wallets = BTreeMap::new();
+        let mut partners = BTreeMap::new();
         for (position, event) in (1..).zip(&world.history) {
             small.apply(position, event);
         }
@@ -280,8 +281,8 @@ proptest! {
             if number % every == 0 {
                 let position = world.history.len() as i64;
                 let changes = small.changes();
-                snapshot.0.extend(changes.wallets.into_iter().map(|(id, wallet, at)| (id, (wallet, at))));
-                snapshot.1.extend(changes.partners.into_iter().map(|(id, partner, at)| (id, (partner, at))));
+                wallets.extend(changes.wallets.into_iter().map(|(id, wallet, at)| (id, (wallet, at))));
+                partners.extend(changes.partners.into_iter().map(|(id, partner, at)| (id, (partner, at))));
                 small.written(position);
                 prop_assert_eq!(small.sizes().1, 0);
             }
@@ -300,9 +301,9 @@ proptest! {
                     }
                     small.lay_in_transaction(*id, transaction, at);
                 }
-                let wallets = missing.wallets.iter().filter_map(|id| snapshot.0.get(id).map(|(wallet, at)| (*id, wallet.clone(), *at)));
-                let partners = missing.partners.iter().filter_map(|id| snapshot.1.get(id).map(|(partner, at)| (*id, partner.clone(), *at)));
-                let found = Pages { wallets: wallets.collect(), partners: partners.collect() };
+                let read = missing.wallets.iter().filter_map(|id| wallets.get(id).map(|(wallet, at): &(Wallet, i64)| (*id, wallet.clone(), *at)));
+                let read_partners = missing.partners.iter().filter_map(|id| partners.get(id).map(|(partner, at): &(Partner, i64)| (*id, partner.clone(), *at)));
+                let found = Pages { wallets: read.collect(), partners: read_partners.collect() };
                 small.lay_in(&missing, found);
             }
             prop_assert!(small.missing(&command).is_empty());

@@ -9,6 +9,8 @@
 //! identical commit until its fate is known, whatever else goes wrong). After any of them the book is taken back to
 //! what the log has, and the commands are decided again with the turn to append held, when nobody can come between.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use event_store::{AppendError, Commit, Head, Log, Snapshots, StoreError, Writer};
@@ -16,7 +18,7 @@ use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::batch::{Batch, Closed};
 use crate::keys::{KeyUse, RecentKeys, usage};
@@ -46,6 +48,8 @@ pub(crate) struct Engine {
     snapshots: Snapshots,
     settings: Settings,
     pace: Pace,
+    /// How many things the book holds, for those who watch.
+    in_memory: Arc<AtomicUsize>,
     book: Book,
     keys: RecentKeys,
     /// What the log is known to end with.
@@ -85,6 +89,13 @@ struct Snapshot {
     writing: Option<JoinHandle<(i64, Result<bool, StoreError>)>>,
 }
 
+impl Snapshot {
+    /// Whether the next attempt to write it must not wait for the next command.
+    fn is_wanted(&self, commands_wait: bool) -> bool {
+        commands_wait && self.writing.is_none() && Instant::now() < self.not_before
+    }
+}
+
 impl Engine {
     /// Begins with the snapshot, and folds in what the log says since.
     pub(crate) async fn start(
@@ -92,6 +103,7 @@ impl Engine {
         log: Log,
         settings: Settings,
         pace: Pace,
+        in_memory: Arc<AtomicUsize>,
     ) -> Result<Self, EngineError> {
         let snapshots = Snapshots::beside(&log);
         let snapshot = snapshots.head().await?;
@@ -103,6 +115,7 @@ impl Engine {
             log,
             snapshots,
             pace,
+            in_memory,
             book: Book::default(),
             keys: RecentKeys::new(settings.keys_max),
             head,
@@ -126,6 +139,7 @@ impl Engine {
                 engine.write_snapshot().await?;
             }
         }
+        engine.in_memory.store(engine.book.sizes().0, Ordering::Relaxed);
         let (position, commit) = (engine.head.position, engine.head.commit);
         tracing::info!(position, commit, snapshot = head.position, "the book is at the head");
         Ok(engine)
@@ -160,9 +174,10 @@ impl Engine {
             self.load_cold();
             self.send().await?;
             self.start_snapshot();
+            self.in_memory.store(self.book.sizes().0, Ordering::Relaxed);
             let room = self.room();
             let idle = self.sent.is_none() && self.loading.is_none() && self.snapshot.writing.is_none();
-            if !more && idle {
+            if !more && idle && self.cold.is_empty() {
                 return Ok(());
             }
             tokio::select! {
@@ -179,6 +194,7 @@ impl Engine {
                     self.snapshot.writing = None;
                     self.snapshot_ended(position, written);
                 }
+                () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {}
                 count = commands.recv_many(&mut arrived, room), if more && 0 < room => {
                     more = 0 < count;
                     for job in arrived.drain(..) {
@@ -207,8 +223,7 @@ impl Engine {
             self.decide(job, known);
             return;
         }
-        let full = 2 * self.settings.wallets_max <= self.book.sizes().0; // no snapshot could be written for long
-        if full || 2 * self.settings.batch_max <= self.cold.len() {
+        if 2 * self.settings.batch_max <= self.cold.len() {
             job.refuse(CommandError::Overloaded);
         } else if job.loads < LOADS_MAX {
             self.cold.push(job);
@@ -422,6 +437,13 @@ impl Engine {
         if self.loading.is_some() || self.cold.is_empty() {
             return;
         }
+        if self.is_full() {
+            self.book.make_room(self.settings.wallets_max);
+            if self.is_full() {
+                return; // until a snapshot is written: then what has changed may leave memory
+            }
+        }
+        self.cold.retain(|job| !job.answer.is_closed());
         let mut jobs = std::mem::take(&mut self.cold);
         jobs.iter_mut().for_each(|job| job.loads += 1);
         let (missing, keys) = self.lacked(&jobs);
@@ -501,6 +523,11 @@ impl Engine {
             self.head = commit.head();
         }
         Ok(())
+    }
+
+    /// Whether memory has no room for what waiting commands lack.
+    fn is_full(&self) -> bool {
+        2 * self.settings.wallets_max <= self.book.fullest()
     }
 
     fn snapshot_is_due(&self) -> bool {

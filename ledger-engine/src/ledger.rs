@@ -32,6 +32,7 @@ struct Inner {
     room: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     pace: Pace,
+    in_memory: Arc<AtomicUsize>,
     settings: Settings,
     in_flight: Mutex<HashMap<[u8; 16], usize>>,
     log: Log,
@@ -227,7 +228,8 @@ impl Ledger {
         let writer = Writer::new(database_url)?;
         let log = Log::beside(&writer, READERS).await?;
         let pace = Pace::default();
-        let engine = Engine::start(writer, log.clone(), settings, pace.clone()).await?;
+        let in_memory = Arc::default();
+        let engine = Engine::start(writer, log.clone(), settings, pace.clone(), Arc::clone(&in_memory)).await?;
         let (submit, commands) = mpsc::channel(settings.queue_max);
         let task = tokio::spawn(engine.run(commands));
         let inner = Inner {
@@ -235,6 +237,7 @@ impl Ledger {
             room: Arc::new(Semaphore::new(settings.bytes_max as usize)),
             waiting: Arc::default(),
             pace,
+            in_memory,
             settings,
             in_flight: Mutex::default(),
             log,
@@ -301,6 +304,11 @@ impl Ledger {
         }
     }
 
+    /// The log, to be read.
+    pub fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
     /// Whether commands can be executed: false once the engine has stopped, for whatever reason.
     pub fn is_running(&self) -> bool {
         let submit = self.inner.submit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -319,6 +327,11 @@ impl Ledger {
             return Err(CommandError::Overloaded);
         }
         Ok(counted)
+    }
+
+    /// How many wallets, partners and open transactions are in memory, about.
+    pub fn in_memory(&self) -> usize {
+        self.inner.in_memory.load(Ordering::Relaxed)
     }
 
     fn submit(&self, job: Job) -> Result<(), CommandError> {
