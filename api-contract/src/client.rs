@@ -1,8 +1,13 @@
 //! The caller: who holds the token, what it may do, and for whom it speaks.
+//!
+//! Asking for a [`Client`] is what closes a route: its token is verified, then its partner's limit is looked at, then the
+//! scope that [`crate::ROUTES`] names.
 
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, MatchedPath};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use runtime::request_id::{RequestId, Traceparent};
@@ -11,6 +16,8 @@ use uuid::Uuid;
 
 use ledger_core::{Caller, ClientId, PartnerId};
 
+use crate::rate::Told;
+use crate::routes::{self, Entrance};
 use crate::token::Verified;
 use crate::{Access, Problem, Scope, Scopes, UserId};
 
@@ -26,8 +33,18 @@ pub struct Client {
     pub user: Option<Arc<str>>,
     pub request_id: String,
     pub traceparent: Option<String>,
+    /// Where the call came from, as far as our socket can tell.
+    pub peer: Option<IpAddr>,
     /// The tokens that come from one login, and end together.
     pub(crate) family: Uuid,
+}
+
+/// Where a call comes from: what is written down of those who have no token yet.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Of the socket; behind a proxy the proxy's, since anybody can send a header.
+    pub peer: Option<IpAddr>,
+    pub request_id: String,
 }
 
 impl Client {
@@ -61,7 +78,12 @@ impl Client {
         }
     }
 
-    /// What the events of this call say about it: a flat JSON object of strings.
+    pub fn origin(&self) -> Origin {
+        Origin { peer: self.peer, request_id: self.request_id.clone() }
+    }
+
+    /// What the events of this call say about it: a flat JSON object of strings. Of an operator's call also where it came
+    /// from, for that is a privileged act; where partners call from is theirs, and the log keeps everything for ever.
     pub fn metadata(&self) -> Arc<str> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -72,19 +94,17 @@ impl Client {
             traceparent: Option<&'c str>,
             #[serde(skip_serializing_if = "Option::is_none")]
             user_id: Option<&'c str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            peer: Option<IpAddr>,
         }
         let about = About {
             client_id: self.id,
             request_id: &self.request_id,
             traceparent: self.traceparent.as_deref(),
             user_id: self.user.as_deref(),
+            peer: self.peer.filter(|_| self.is_admin()),
         };
-        serde_json::to_string(&about).expect("four texts").into()
-    }
-
-    fn new(verified: &Verified, user: Option<Arc<str>>, request_id: String, traceparent: Option<String>) -> Self {
-        let Verified { client: id, partner, scopes, family, .. } = *verified;
-        Self { id, partner, scopes, user, request_id, traceparent, family }
+        serde_json::to_string(&about).expect("a few texts").into()
     }
 }
 
@@ -98,10 +118,40 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let access = Access::from_ref(state);
         let verified = access.verify(bearer(&parts.headers)?).await?;
+        access.admit(&verified, parts.extensions.get::<Told>())?;
         let user = user(&parts.headers)?;
-        let Ok(request_id) = RequestId::from_request_parts(parts, state).await;
+        let Ok(Origin { peer, request_id }) = Origin::from_request_parts(parts, state).await;
         let Ok(Traceparent(traceparent)) = Traceparent::from_request_parts(parts, state).await;
-        Ok(Self::new(&verified, user, request_id.to_string(), traceparent))
+        let Verified { client: id, partner, scopes, family, .. } = *verified;
+        let client = Self { id, partner, scopes, user, request_id, traceparent, peer, family };
+        client.may_enter(parts)?;
+        Ok(client)
+    }
+}
+
+impl Client {
+    /// Whether the route is open to this caller. One that nobody has put into the table is open to none.
+    fn may_enter(&self, parts: &Parts) -> Result<(), Problem> {
+        let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        match routes::entrance(&parts.method, path) {
+            Some(Entrance::Public | Entrance::AnyClient) => Ok(()),
+            Some(Entrance::Holders(scope)) => self.require(scope),
+            None => {
+                tracing::error!(method = %parts.method, path, "a route stands in no table of scopes");
+                Err(Problem::of("insufficient-scope").detail("this route is open to nobody"))
+            }
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Origin {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map(|ConnectInfo(peer)| peer.ip().to_canonical());
+        let Ok(request_id) = RequestId::from_request_parts(parts, state).await;
+        Ok(Self { peer, request_id: request_id.to_string() })
     }
 }
 

@@ -108,6 +108,7 @@ mod tests {
             user: user.map(Arc::from),
             request_id: "req_1".to_owned(),
             traceparent: None,
+            peer: None,
             family: Uuid::nil(),
         }
     }

@@ -9,6 +9,7 @@ use runtime::request_id::{self, RequestId};
 
 use crate::Problem;
 use crate::problem::ECHO_MAX;
+use crate::rate::Told;
 
 /// Puts the shared conventions around a service's routes. Every answer has `X-Request-ID`; every refusal is a
 /// problem that says where it happened; 404, 405 (with `Allow`) and 406 are problems too.
@@ -16,7 +17,15 @@ pub fn layer(router: Router) -> Router {
     router.layer(middleware::from_fn(present)).layer(middleware::from_fn(request_id::track))
 }
 
-async fn present(id: RequestId, request: Request, next: Next) -> Response {
+async fn present(id: RequestId, mut request: Request, next: Next) -> Response {
+    let told = Told::default();
+    request.extensions_mut().insert(told.clone());
+    let mut response = answer(&id, request, next).await;
+    told.write(response.headers_mut());
+    response
+}
+
+async fn answer(id: &RequestId, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().is_some();
     let uri = request.uri().clone(); // cheap: shared bytes
     let accepted = Accepted::of(request.headers());

@@ -25,7 +25,7 @@ const LEEWAY: i64 = 2;
 /// Longer than any token of ours.
 const LENGTH_MAX: usize = 4096;
 
-const ALGORITHM: &str = "EdDSA";
+pub(crate) const ALGORITHM: &str = "EdDSA";
 const TYPE: &str = "at+jwt";
 const ISSUER: &str = "daybook";
 const AUDIENCE: &str = "daybook-api";
@@ -38,6 +38,8 @@ pub(crate) struct Verified {
     pub(crate) scopes: Scopes,
     /// The login that it comes from.
     pub(crate) family: Uuid,
+    /// Of the client, when the token was issued: a later one ends it.
+    pub(crate) generation: i64,
     /// Seconds since 1970.
     pub(crate) expires_at: i64,
 }
@@ -73,6 +75,7 @@ struct Claims {
     scope: String,
     jti: Uuid,
     fam: Uuid,
+    r#gen: i64,
     iat: i64,
     nbf: i64,
     exp: i64,
@@ -89,6 +92,7 @@ pub(crate) fn sign(key_id: &str, key: &Ed25519KeyPair, about: &Verified, now: i6
         scope: about.scopes.to_string(),
         jti: Uuid::now_v7(),
         fam: about.family,
+        r#gen: about.generation,
         iat: now,
         nbf: now,
         exp: about.expires_at,
@@ -142,6 +146,7 @@ impl<'t> Unverified<'t> {
             partner: claims.partner,
             scopes,
             family: claims.fam,
+            generation: claims.r#gen,
             expires_at: claims.exp,
         };
         verified.check_time(now)?;
@@ -202,6 +207,7 @@ mod tests {
             partner: Some(PartnerId::from_uuid(Uuid::from_u128(2))),
             scopes: Scopes::PARTNER,
             family: Uuid::from_u128(3),
+            generation: 7,
             expires_at: NOW + LIFETIME,
         }
     }
@@ -213,7 +219,7 @@ mod tests {
     fn claims() -> Value {
         json!({
             "iss": "daybook", "aud": "daybook-api", "sub": about().client, "partner": about().partner,
-            "scope": about().scopes.to_string(), "jti": Uuid::from_u128(5), "fam": about().family,
+            "scope": about().scopes.to_string(), "jti": Uuid::from_u128(5), "fam": about().family, "gen": 7,
             "iat": NOW, "nbf": NOW, "exp": NOW + LIFETIME,
         })
     }
@@ -293,7 +299,7 @@ mod tests {
     #[test]
     fn wrong_or_missing_claims_are_refused_even_when_signed() {
         let issuer = Issuer::new();
-        for claim in ["iss", "aud", "sub", "scope", "jti", "fam", "iat", "nbf", "exp"] {
+        for claim in ["iss", "aud", "sub", "scope", "jti", "fam", "gen", "iat", "nbf", "exp"] {
             assert_eq!(
                 issuer.read(&issuer.sign(&header(), &without(claims(), claim))),
                 Err("token-invalid"),

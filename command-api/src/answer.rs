@@ -49,8 +49,6 @@ pub(crate) struct Answer<T> {
 pub(crate) struct Refused {
     problem: Problem,
     recorded: Option<Recorded>,
-    /// Nothing was written, and nothing will be.
-    pub(crate) without_trace: bool,
 }
 
 impl Commands {
@@ -112,7 +110,7 @@ impl Done {
             Some(Ok(Metadata { request_id: Some(id) })) => problem.request_id(&id),
             _ => problem,
         };
-        Refused { problem, recorded: Some(self.recorded), without_trace: false }
+        Refused { problem, recorded: Some(self.recorded) }
     }
 
     /// What happened in the stream of the command's first event.
@@ -213,24 +211,24 @@ impl IntoResponse for Refused {
 /// What was refused before the ledger was asked, or could not be said after it had answered.
 impl From<Problem> for Refused {
     fn from(problem: Problem) -> Self {
-        Self { problem, recorded: None, without_trace: false }
+        Self { problem, recorded: None }
     }
 }
 
 impl From<CommandError> for Refused {
     fn from(error: CommandError) -> Self {
-        let (problem, without_trace) = match &error {
-            CommandError::Refused(refusal) => (Problem::from(refusal), true),
-            CommandError::KeyReused => (Problem::of("idempotency-key-reused"), true),
-            CommandError::KeyInFlight => (Problem::of("idempotency-in-flight").retry_after(1), false),
-            CommandError::Overloaded => (Problem::of("overloaded").retry_after(1), true),
-            CommandError::OutcomeUnknown => (Problem::of("outcome-unknown").retry_after(2), false),
-            CommandError::Unavailable => (Problem::of("storage-unavailable").retry_after(2), true),
+        let problem = match &error {
+            CommandError::Refused(refusal) => Problem::from(refusal),
+            CommandError::KeyReused => Problem::of("idempotency-key-reused"),
+            CommandError::KeyInFlight => Problem::of("idempotency-in-flight").retry_after(1),
+            CommandError::Overloaded => Problem::of("overloaded").retry_after(1),
+            CommandError::OutcomeUnknown => Problem::of("outcome-unknown").retry_after(2),
+            CommandError::Unavailable => Problem::of("storage-unavailable").retry_after(2),
         };
         if problem.status().is_server_error() {
             tracing::warn!(%error, slug = problem.slug(), "a command was not answered by the ledger");
         }
-        Self { problem, recorded: None, without_trace }
+        Self { problem, recorded: None }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Thin over [`api_contract::Access`], which keeps clients, families of tokens and revocations.
 
-use api_contract::{Client, Json, Problem, Secret, TokenPair};
+use api_contract::{Client, Json, JsonWebKeys, Origin, Problem, Secret, TokenPair};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -31,7 +31,8 @@ pub(crate) struct Tokens(TokenPair);
 
 /// Get tokens for a client
 ///
-/// The access token is good for an hour, restarts included.
+/// The access token is good for an hour, restarts included. After ten wrong secrets within a minute for one client from
+/// one address, or very many from one address, further ones are refused for the rest of that minute.
 #[utoipa::path(
     post,
     path = "/v1/auth/token",
@@ -39,13 +40,16 @@ pub(crate) struct Tokens(TokenPair);
     tag = "auth",
     request_body = Credentials,
     responses((status = 200, description = "A pair of tokens.", body = TokenPair)),
-    extensions(("x-problems" = json!(["invalid-client", "storage-unavailable"]))),
+    extensions(("x-problems" = json!([
+        "invalid-client", "partner-suspended", "rate-limited", "storage-unavailable"
+    ]))),
 )]
 pub(crate) async fn token(
     State(commands): State<Commands>,
+    origin: Origin,
     Json(request, _): Json<Credentials>,
 ) -> Result<Tokens, Problem> {
-    commands.access.issue(&request.client_id, &request.client_secret).await.map(Tokens)
+    commands.access.log_in(&request.client_id, &request.client_secret, &origin).await.map(Tokens)
 }
 
 /// Get the next pair of tokens
@@ -58,13 +62,16 @@ pub(crate) async fn token(
     tag = "auth",
     request_body = Refresh,
     responses((status = 200, description = "A new pair of tokens.", body = TokenPair)),
-    extensions(("x-problems" = json!(["token-invalid", "token-expired", "token-revoked", "storage-unavailable"]))),
+    extensions(("x-problems" = json!([
+        "token-invalid", "token-expired", "token-revoked", "rate-limited", "storage-unavailable"
+    ]))),
 )]
 pub(crate) async fn refresh(
     State(commands): State<Commands>,
+    origin: Origin,
     Json(request, _): Json<Refresh>,
 ) -> Result<Tokens, Problem> {
-    commands.access.refresh(&request.refresh_token).await.map(Tokens)
+    commands.access.refresh(&request.refresh_token, &origin).await.map(Tokens)
 }
 
 /// Log out
@@ -82,6 +89,21 @@ pub(crate) async fn refresh(
 pub(crate) async fn logout(State(commands): State<Commands>, client: Client) -> Result<StatusCode, Problem> {
     commands.access.logout(&client).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The keys that sign access tokens
+///
+/// A JWK Set (RFC 7517) of Ed25519 keys. A key stands here a minute before it signs its first token, and until its last one
+/// has expired. Look again when a token names a key that you do not know, but not more often than every few seconds.
+#[utoipa::path(
+    get,
+    path = "/.well-known/jwks.json",
+    operation_id = "getSigningKeys",
+    tag = "auth",
+    responses((status = 200, description = "The public keys.", body = JsonWebKeys)),
+)]
+pub(crate) async fn keys(State(commands): State<Commands>) -> impl IntoResponse {
+    ([(header::CACHE_CONTROL, "public, max-age=30")], axum::Json(commands.access.published_keys()))
 }
 
 impl IntoResponse for Tokens {

@@ -11,6 +11,7 @@ mod answer;
 mod auth;
 mod batch;
 mod call;
+mod credentials;
 mod docs;
 mod openapi;
 mod partners;
@@ -50,8 +51,12 @@ pub struct Commands {
 }
 
 impl Commands {
+    /// Also keeps the clients in step with the log, for as long as there is a clone of it.
     pub fn new(ledger: Ledger, access: Access, settings: Settings) -> Self {
-        Self { ledger, access, settings: Arc::new(settings) }
+        let settings = Arc::new(settings);
+        let following = credentials::keep_following(ledger.log().clone(), access.clone(), Arc::downgrade(&settings));
+        tokio::spawn(following);
+        Self { ledger, access, settings }
     }
 
     /// Adds what must hold for commands to be executed: a running engine and a reachable database. Not NATS.
@@ -97,7 +102,11 @@ fn described() -> OpenApiRouter<Commands> {
         .routes(routes!(auth::token))
         .routes(routes!(auth::refresh))
         .routes(routes!(auth::logout))
+        .routes(routes!(auth::keys))
         .routes(routes!(partners::register))
+        .routes(routes!(partners::rotate_secret))
+        .routes(routes!(partners::suspend))
+        .routes(routes!(partners::resume))
         .routes(routes!(wallets::open))
         .routes(routes!(wallets::freeze))
         .routes(routes!(wallets::unfreeze))

@@ -91,6 +91,26 @@ impl Log {
         Ok((head, rows.iter().filter(found).map(from_row).collect::<Result<_, _>>()?))
     }
 
+    /// Events of one kind of aggregate after a position, in order, read along their streams: for kinds of which there are few.
+    pub async fn kind_after(
+        &self,
+        aggregate_type: &str,
+        position: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, StoreError> {
+        // `offset 0` keeps the planner from reading the whole log along its positions instead.
+        let rows = sqlx::query(&format!(
+            "select {COLUMNS} from (select * from ledger.events where aggregate_type = $1 offset 0) events
+             where $2 < position order by position limit $3"
+        ))
+        .bind(aggregate_type)
+        .bind(position)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(from_row).collect()
+    }
+
     /// One stream in order, up to and including a position (`i64::MAX`: all of it).
     pub async fn stream(
         &self,

@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "clippy.toml excepts tests, but not their helpers")]
 
 mod access;
+mod credentials;
 mod http;
 mod requests;
