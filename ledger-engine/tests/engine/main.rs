@@ -11,7 +11,7 @@ use event_store::EventFilter;
 use ledger_core::*;
 use ledger_engine::{CommandError, Ledger, Settings};
 use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use world::*;

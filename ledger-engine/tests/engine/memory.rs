@@ -253,3 +253,51 @@ async fn open_many(world: &World, count: usize) -> Vec<WalletId> {
     }
     wallets
 }
+
+/// Only who needs what is not in memory waits for it to be read.
+#[tokio::test]
+async fn a_wallet_that_must_be_read_first_holds_up_only_those_who_asked_for_it() {
+    let (world, first) = World::new().await;
+    let (a, b) = (world.wallet(&first, "10.00").await, world.wallet(&first, "0").await);
+    let cold = world.wallet(&first, "10.00").await;
+    first.stop(PATIENCE).await;
+    let ledger = world.engine(Settings::default()).await;
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap(); // now these two are in memory
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    sqlx::raw_sql("begin; lock table ledger.book_wallets").execute(&mut owner).await.unwrap();
+    let waits = spawn(&ledger, world.transfer(None, cold, b, "1.00"));
+    let reading =
+        "select exists (select from pg_locks where not granted and relation = 'ledger.book_wallets'::regclass)";
+    eventually("the reading", async || sqlx::query_scalar(reading).fetch_one(&mut owner).await.unwrap()).await;
+    for _ in 0..20 {
+        ledger.execute(world.transfer(None, a, b, "0.10")).await.unwrap();
+    }
+    assert!(!waits.is_finished());
+    sqlx::raw_sql("rollback").execute(&mut owner).await.unwrap();
+    waits.await.unwrap().unwrap();
+    assert_eq!(world.balance(b).await, "4.00");
+}
+
+/// The next batch is decided while one is being appended; when that one is lost, both are decided again.
+#[tokio::test]
+async fn what_was_decided_upon_a_lost_append_is_decided_again() {
+    let (world, ledger) = World::new().await;
+    let other = world.engine(Settings::default()).await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    other.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+
+    let mut held = Held::take(&world).await;
+    let foreign = spawn(&other, world.transfer(None, a, b, "8.00"));
+    held.append_waits().await;
+    let upon_old = spawn(&ledger, world.transfer(Some("k1"), a, b, "8.00"));
+    let upon_that = spawn(&ledger, world.transfer(Some("k2"), b, a, "9.50"));
+    sleep(Duration::from_millis(50)).await; // whichever of them is decided by now: the claim holds either way
+    held.let_go().await;
+    foreign.await.unwrap().unwrap();
+    let told = upon_old.await.unwrap().unwrap();
+    assert_eq!(event_types(&told), ["TransactionDeclined"], "the money was spent by the other engine's callers");
+    let told = upon_that.await.unwrap().unwrap();
+    assert_eq!(event_types(&told), ["TransactionPosted"]);
+    assert_eq!([world.balance(a).await, world.balance(b).await], ["9.50", "0.50"]);
+}
