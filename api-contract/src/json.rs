@@ -141,6 +141,7 @@ impl<'a> Value<'a> {
         let read = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
         read.map_err(|error| match refusal.take() {
             Some(refusal) => refusal.into(),
+            None if error.to_string().starts_with(OUT_OF_RANGE) => number_out_of_range().into(),
             None => malformed(&format!("not JSON at line {}, column {}", error.line(), error.column())),
         })
     }
@@ -181,6 +182,14 @@ fn write_scalar(out: &mut Vec<u8>, value: &impl serde::Serialize) {
     serde_json::to_writer(out, value).expect("a number or a text goes into memory");
 }
 
+/// How serde_json's error begins for `1E400`. That is JSON all the same, so it is no malformed one: JSON has no largest number,
+/// and only what we could keep of it has.
+const OUT_OF_RANGE: &str = "number out of range";
+
+fn number_out_of_range() -> ReadError {
+    ReadError::new("invalid-field", "a number this large cannot be kept: write it as a string")
+}
+
 /// Builds the tree. serde_json's error cannot carry our reason, so the reason waits beside it; each level on
 /// the way out puts its own name in front of the pointer.
 #[derive(Clone, Copy)]
@@ -194,8 +203,12 @@ impl Seed<'_> {
         E::custom(slug)
     }
 
-    fn inside<E>(&self, segment: &str, error: E) -> E {
-        if let Some(refusal) = self.refusal.borrow_mut().as_mut() {
+    fn inside<E: fmt::Display>(&self, segment: &str, error: E) -> E {
+        let mut refusal = self.refusal.borrow_mut();
+        if refusal.is_none() && error.to_string().starts_with(OUT_OF_RANGE) {
+            *refusal = Some(number_out_of_range());
+        }
+        if let Some(refusal) = refusal.as_mut() {
             refusal.inside(segment);
         }
         error
@@ -311,8 +324,9 @@ impl<'de> Visitor<'de> for Key<'_> {
 
 impl Key<'_> {
     fn key<'de, E: serde::de::Error>(self, key: Cow<'de, str>) -> Result<Cow<'de, str>, E> {
-        if text::has_breaks(&key) {
-            return Err(self.0.refuse("invalid-character", "a key of this object has a control character"));
+        if !text::is_name(&key) {
+            let detail = "a key of this object has a control character, or one that cannot be seen";
+            return Err(self.0.refuse("invalid-character", detail));
         }
         self.0.string(key)
     }

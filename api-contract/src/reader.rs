@@ -151,9 +151,10 @@ impl<'v> Reader<'v> {
 
     fn text(&self) -> Result<Option<&'v str>, ReadError> {
         match self.value {
-            Value::String(text) if !self.free && text::has_breaks(text) => {
-                Err(ReadError::new("invalid-character", "line breaks and tabs are refused here"))
-            }
+            Value::String(text) if !self.free && !text::is_name(text) => Err(ReadError::new(
+                "invalid-character",
+                "line breaks, tabs and characters that cannot be seen are refused here",
+            )),
             Value::String(text) => Ok(Some(text)),
             _ => Ok(None),
         }
@@ -211,6 +212,19 @@ impl<'de, 'v> Deserializer<'de> for Reader<'v> {
         visitor.visit_newtype_struct(Self { free: self.free || name == FREE_TEXT, ..self })
     }
 
+    /// serde would also take an array for a struct, its fields in the order in which we happen to declare them.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ReadError> {
+        match self.value {
+            Value::Object(_) => self.deserialize_any(visitor),
+            _ => Err(ReadError::new("invalid-field", "expected an object")),
+        }
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -242,7 +256,7 @@ impl<'de, 'v> Deserializer<'de> for Reader<'v> {
     }
 
     forward_to_deserialize_any! {
-        i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier
+        i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier
     }
 }
 

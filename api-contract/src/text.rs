@@ -1,8 +1,8 @@
 //! Texts from outside: what may be in them, and how long they may be.
 //!
 //! NUL cannot be stored, controls cannot be seen, direction overrides make a text look like another one, and
-//! noncharacters are for no interchange. Everything else is a client's own: it is data, and escaped where it
-//! is shown.
+//! noncharacters are for no interchange. In a name, what cannot be seen would make two of what looks like one; in a free
+//! text it may be how a language is written. Everything else is a client's own: it is data, and escaped where it is shown.
 
 use std::fmt;
 use std::ops::Deref;
@@ -24,14 +24,27 @@ pub struct FreeText<const MIN: usize, const MAX: usize>(String);
 /// A partner's name for one of its end users.
 pub type UserId = Text<1, 128>;
 
-/// Whether nothing stands in the text that must stand in none. Tabs and line breaks pass: see [`has_breaks`].
+/// Whether nothing stands in the text that must stand in none. What only names must not have passes: see [`is_name`].
 pub(crate) fn is_clean(text: &str) -> bool {
     // Nearly all texts are printable ASCII; these are decided without decoding.
     text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || text.chars().all(is_allowed)
 }
 
-pub(crate) fn has_breaks(text: &str) -> bool {
-    text.bytes().any(|byte| matches!(byte, b'\t' | b'\n' | b'\r'))
+/// Whether a clean text is one line in which everything can be seen: fit for a name, a reference, a key.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || !text.chars().any(is_break_or_unseen)
+}
+
+/// The joiners U+200C and U+200D are not among these: Persian names and many emoji are not themselves without them.
+fn is_break_or_unseen(character: char) -> bool {
+    matches!(
+        character,
+        '\t' | '\n' | '\r' | '\u{2028}' | '\u{2029}'
+            | '\u{AD}' // soft hyphen
+            | '\u{61C}' | '\u{200E}' | '\u{200F}' // marks of direction
+            | '\u{180E}' | '\u{200B}' | '\u{2060}'..='\u{2064}' | '\u{FEFF}' // of no width
+            | '\u{206A}'..='\u{206F}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}' // deprecated, annotations, tags
+    )
 }
 
 fn is_allowed(character: char) -> bool {
@@ -55,7 +68,7 @@ macro_rules! text {
             }
 
             fn check(text: &str) -> Result<(), (&'static str, String)> {
-                if !is_clean(text) || ($strict && has_breaks(text)) {
+                if !is_clean(text) || ($strict && !is_name(text)) {
                     return Err(("invalid-character", "a character is refused here".to_owned()));
                 }
                 // No text has more characters than bytes, so most need no counting.

@@ -47,9 +47,9 @@ pub(crate) fn read<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
         let (Some(name), Some(value)) = (decode(name), decode(value)) else {
             return Err(Problem::of("invalid-field").detail("the query is not percent-encoded UTF-8"));
         };
-        if !text::is_clean(&name) || text::has_breaks(&name) || !text::is_clean(&value) || text::has_breaks(&value) {
+        if [&name, &value].into_iter().any(|text| !text::is_clean(text) || !text::is_name(text)) {
             return Err(at(
-                ReadError::new("invalid-character", "a control character or the like is refused here"),
+                ReadError::new("invalid-character", "a control character, or one that cannot be seen, is refused here"),
                 &name,
             ));
         }

@@ -157,8 +157,15 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: A
     let told = shutdown.clone();
     let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
     let service = service_fn(move |request| {
-        conversation.handling();
-        Box::pin(answer(request, peer, router.clone(), limits.clone(), conversation.clone(), told.clone()))
+        let countable = conversation.handling();
+        let call = Call {
+            peer,
+            countable,
+            limits: limits.clone(),
+            conversation: conversation.clone(),
+            shutdown: told.clone(),
+        };
+        Box::pin(answer(request, router.clone(), call))
     });
     let mut connection = http1::Builder::new()
         .header_read_timeout(None) // the socket has better clocks
@@ -175,21 +182,34 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: A
         }
         connection.poll_without_shutdown(cx)
     });
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "a connection broke"); // the client's affair, and nothing we can answer
+    let served = served.await;
+    let mut socket = connection.into_parts().io.into_inner();
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection broke"); // the client's affair, and nothing we can do about
+        if error.is_parse() {
+            socket.not_parsed();
+        }
     }
-    connection.into_parts().io.into_inner().finish().await;
+    socket.finish().await;
+}
+
+/// What is known of a request beside the request.
+struct Call {
+    peer: SocketAddr,
+    /// There is one way to tell where its body ends.
+    countable: bool,
+    limits: Arc<Limits>,
+    conversation: Arc<Conversation>,
+    shutdown: Shutdown,
 }
 
 /// One request: refused here, or answered by the router and made presentable.
 async fn answer(
     request: Request<Incoming>,
-    peer: SocketAddr,
     mut router: Router,
-    limits: Arc<Limits>,
-    conversation: Arc<Conversation>,
-    shutdown: Shutdown,
+    call: Call,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let Call { peer, countable, limits, conversation, shutdown } = call;
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
     let id = RequestId::of(None, &parts.headers);
@@ -198,7 +218,7 @@ async fn answer(
     let fault = Fault::default();
     let body = RequestBody::new(incoming, &limits, fault.clone(), conversation.clone());
 
-    let mut refusal = refuse(&parts, &limits);
+    let mut refusal = if countable { refuse(&parts, &limits) } else { Some(Refusal::Malformed) };
     let mut response = None;
     if refusal.is_none() {
         parts.extensions.insert(id.clone());
@@ -248,6 +268,9 @@ fn refuse(head: &Parts, limits: &Limits) -> Option<Refusal> {
     let hosts = head.headers.get_all(header::HOST).iter().count();
     if 1 < hosts || hosts == 0 && head.version == Version::HTTP_11 {
         return Some(Refusal::Malformed);
+    }
+    if 1 < head.headers.get_all(header::TRANSFER_ENCODING).iter().count() {
+        return Some(Refusal::Malformed); // RFC 9112, 6.1: chunked once, if at all
     }
     let all = |name, allowed: &str| {
         head.headers.get_all(name).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()))

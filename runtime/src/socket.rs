@@ -9,6 +9,12 @@
 //! hyper writes only what the service answered, with one exception: its bare answer to what it cannot
 //! parse. It parses a head only after the response before is flushed. So a write that comes after
 //! such a flush and before the service was called again can be nothing else.
+//!
+//! # Where a body ends
+//! A head that has both a `Content-Length` and a `Transfer-Encoding` can be counted in two ways, and whoever stands before
+//! us may count otherwise than we do. hyper counts chunks and then hides the length, so the head's lines are looked at here
+//! as they pass, and such a request is refused. Of a request that was sent before the answer to the one before it, the
+//! head is not seen: it is left to hyper, which closes the connection after it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -39,6 +45,18 @@ struct State {
     phase: Phase,
     flushed: bool, // since the last answer: what hyper writes now is its own
     unread: bool,  // the client may still be sending what nobody will read
+    lines: Lines,  // of the head that is arriving
+}
+
+/// What the lines of a head say about its body's end.
+#[derive(Default)]
+struct Lines {
+    line: Vec<u8>, // the present one, as much of it as is looked at
+    begun: bool,   // blank lines before a request are nothing
+    ended: bool,
+    length: bool,
+    length_beyond_all: bool,
+    coding: bool,
 }
 
 enum Phase {
@@ -58,12 +76,14 @@ pub(crate) struct Socket {
 }
 
 impl Conversation {
-    /// The service has a whole head and begins to answer.
-    pub(crate) fn handling(&self) {
+    /// The service has a whole head and begins to answer. False when the head says in two ways where its body ends.
+    pub(crate) fn handling(&self) -> bool {
         let mut state = self.lock();
         state.phase = Phase::Handling;
         state.flushed = false;
         state.unread = false;
+        let lines = std::mem::take(&mut state.lines);
+        !(lines.length && lines.coding)
     }
 
     /// The answer is complete, if not yet flushed.
@@ -84,7 +104,7 @@ impl Conversation {
 impl Socket {
     pub(crate) fn new(stream: TcpStream, limits: Arc<Limits>) -> Self {
         let until = Instant::now() + limits.header_time; // a client that connects and says nothing
-        let state = State { phase: Phase::Idle { until }, flushed: true, unread: false };
+        let state = State { phase: Phase::Idle { until }, flushed: true, unread: false, lines: Lines::default() };
         let conversation = Arc::new(Conversation { state: Mutex::new(state), idle_time: limits.idle_time });
         Self {
             stream,
@@ -115,6 +135,12 @@ impl Socket {
         }
     }
 
+    /// hyper could not parse what came. It says so itself, and is heard by [`Self::intercept`], to all but a client that
+    /// begins to speak HTTP/2.
+    pub(crate) fn not_parsed(&mut self) {
+        self.refused.get_or_insert(Refusal::Malformed);
+    }
+
     /// Takes hyper's bare answer instead of writing it. `None` when the bytes are the service's.
     fn intercept(&mut self, first: &[u8]) -> Option<()> {
         let state = self.conversation.lock();
@@ -122,6 +148,7 @@ impl Socket {
             return None;
         }
         let line_ended = !matches!(state.phase, Phase::Head { line_ended: false, .. });
+        let length_beyond_all = state.lines.length_beyond_all;
         drop(state);
         let status = first.get(9..12).and_then(|digits| StatusCode::from_bytes(digits).ok()); // after "HTTP/1.1 "
         let limits = &self.limits;
@@ -129,6 +156,10 @@ impl Socket {
             Some(StatusCode::URI_TOO_LONG) => Refusal::UriTooLong { bytes_max: limits.uri_bytes },
             Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) if !line_ended => {
                 Refusal::UriTooLong { bytes_max: limits.uri_bytes }
+            }
+            // hyper's answer to a length that it cannot count to.
+            Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) if length_beyond_all => {
+                Refusal::PayloadTooLarge { bytes_max: limits.body_bytes }
             }
             Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
                 Refusal::HeadersTooLarge { count_max: limits.header_count, bytes_max: limits.header_bytes }
@@ -150,6 +181,39 @@ impl Socket {
     }
 }
 
+impl Lines {
+    /// Longer than the names that are looked for with a value of twenty digits.
+    const LOOKED_AT: usize = 64;
+
+    fn take(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if self.ended {
+                return; // what follows is the body
+            }
+            match byte {
+                b'\n' => self.end_of_line(),
+                byte if self.line.len() < Self::LOOKED_AT => self.line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn end_of_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let line = line.trim_ascii();
+        self.ended = self.begun && line.is_empty();
+        self.begun |= !line.is_empty();
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.length = true;
+            self.length_beyond_all |= 19 <= value.len() && value.iter().all(u8::is_ascii_digit);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.coding = true;
+        }
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -163,6 +227,10 @@ impl AsyncRead for Socket {
         let mut state = this.conversation.lock();
         if let (Phase::Idle { .. }, false) = (&state.phase, fresh.is_empty()) {
             state.phase = Phase::Head { until: Instant::now() + this.limits.header_time, line_ended: false };
+            state.lines = Lines::default();
+        }
+        if let Phase::Head { .. } = state.phase {
+            state.lines.take(fresh);
         }
         let until = match &mut state.phase {
             Phase::Handling => return read, // the body has a clock of its own

@@ -179,6 +179,12 @@ async fn fields_are_known_required_and_of_their_type_and_problems_point_to_them(
         (without("amount"), "invalid-field", "/amount"),
         (without("walletId"), "invalid-field", "/walletId"),
         ("[]".to_owned(), "invalid-field", ""),
+        // What serde takes for the same request, field after field.
+        (json!([WALLET, "10.50", "EUR", null, null, {}, null, null]).to_string(), "invalid-field", ""),
+        // JSON has no largest number.
+        (payment().to_string().replace("\"10.50\"", "1E400"), "invalid-field", "/amount"),
+        (payment_with("metadata", json!({"n": "?"})).replace("\"?\"", "-1e400"), "invalid-field", "/metadata/n"),
+        ("1e400".to_owned(), "invalid-field", ""),
         ("null".to_owned(), "invalid-field", ""),
         ("\"text\"".to_owned(), "invalid-field", ""),
         (payment_with("amount", Value::Null), "invalid-field", "/amount"),
@@ -281,7 +287,16 @@ async fn characters_that_cannot_be_seen_or_stored_are_refused_in_every_string() 
         }
         server.post(format!(r#"{{"metadata":{{"{breaks}":1}}}}"#)).await.is_problem(422, "invalid-character");
     }
-    assert_eq!(server.post(payment_with("reference", "Ünï 漢字 🎉 \u{200f}עברית")).await.status, 200);
+    // In a name what cannot be seen makes two of what looks like one; in a text it is how a language is written.
+    for unseen in ["\u{200f}", "\u{61c}", "\u{200b}", "\u{2028}", "\u{feff}", "\u{ad}", "\u{e0041}"] {
+        let problem =
+            server.post(payment_with("reference", format!("a{unseen}b"))).await.is_problem(422, "invalid-character");
+        assert_eq!(problem["errors"][0]["pointer"], "/reference", "{unseen:?}");
+        assert_eq!(server.post(payment_with("description", format!("a{unseen}b"))).await.status, 200, "{unseen:?}");
+    }
+    for text in ["Ünï 漢字 🎉 עברית", "می\u{200c}خواهم", "👩\u{200d}👩\u{200d}👧"] {
+        assert_eq!(server.post(payment_with("reference", text)).await.status, 200, "{text}");
+    }
 }
 
 #[tokio::test]
