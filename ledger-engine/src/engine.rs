@@ -38,6 +38,9 @@ const WARY_BATCHES: u32 = 64;
 /// How often a command may be sent to wait for what it lacks. Once is enough, unless a snapshot ends in between.
 const LOADS_MAX: u32 = 8;
 
+/// How often one group may meet keys that the log knows. Once is enough, unless the turn is lost in between.
+const KEYS_TAKEN_MAX: u32 = 3;
+
 /// Between attempts to write a snapshot.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -321,6 +324,7 @@ impl Engine {
             }
             Again::KeyTaken => {
                 jobs.extend(upon);
+                jobs.iter_mut().for_each(|job| job.key_in_log = None);
                 self.wary = WARY_BATCHES;
             }
         }
@@ -343,6 +347,7 @@ impl Engine {
     /// decides, appends. An error is the engine's end.
     async fn decide_in_turn(&mut self, mut jobs: Vec<Job>) -> Result<(), EngineError> {
         let mut patience = Patience::new();
+        let mut keys_taken = 0;
         jobs.retain(|job| job.stage.take());
         loop {
             let ready = match self.load_now(&mut jobs).await {
@@ -396,8 +401,11 @@ impl Engine {
                     return Ok(());
                 }
                 Again::KeyTaken => {
+                    // Asked anew, the log knows which: with the turn held, nobody adds to it.
                     self.wary = WARY_BATCHES;
-                    if !jobs.iter().any(|job| self.looks_up_key(job, self.usage(job))) {
+                    jobs.iter_mut().for_each(|job| job.key_in_log = None);
+                    keys_taken += 1;
+                    if KEYS_TAKEN_MAX < keys_taken {
                         self.give_up(jobs, &EngineError::Taken); // deciding again would come to the same
                         return Ok(());
                     }
