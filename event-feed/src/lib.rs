@@ -12,6 +12,6 @@ mod obstacle;
 pub mod relay;
 
 pub use bus::FeedSettings;
-pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError};
+pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError, pool_options, within};
 pub use follow::{FeedError, Follow};
 pub use obstacle::Obstacle;

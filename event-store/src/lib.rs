@@ -8,6 +8,7 @@
 mod commit;
 pub mod hash;
 mod log;
+mod pool;
 mod reader;
 mod record;
 mod snapshot;
@@ -17,10 +18,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 
 pub use commit::{Commit, Draft, Head, OpenCommit};
 pub use log::{EventFilter, Log};
+pub use pool::{pool_options, within};
 pub use reader::Reader;
 pub use record::RecordedEvent;
 pub use snapshot::{SnapshotHead, Snapshots};
@@ -40,7 +42,7 @@ pub enum StoreError {
 /// A pool of connections that act as `role`: a slip across schemas is a permission error.
 pub async fn connect(database_url: &str, role: &str, connections: u32) -> Result<PgPool, StoreError> {
     let options = options(database_url, role)?;
-    Ok(PgPoolOptions::new().max_connections(connections).connect_with(options).await?)
+    Ok(pool_options(connections).connect_with(options).await?)
 }
 
 fn options(database_url: &str, role: &str) -> Result<PgConnectOptions, sqlx::Error> {

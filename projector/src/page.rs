@@ -9,6 +9,12 @@ use ledger_core::{CorruptEvent, Entry, Event, Instruction, Timestamp, Transactio
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
+impl From<sqlx::Error> for PageError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
 /// Whole commits, contiguous.
 pub(crate) struct Page {
     pub(crate) events: Vec<Happened>,

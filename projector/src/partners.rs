@@ -28,6 +28,9 @@ pub(crate) struct PartnerBody {
     name: String,
     #[schema(example = json!(["EUR", "USD"]))]
     currencies: Vec<String>,
+    /// `ACTIVE` or `SUSPENDED`: then nothing that it asks for is done.
+    #[schema(example = "ACTIVE")]
+    status: String,
     /// The client that it was registered with.
     #[schema(value_type = String, example = "cli_0192f0c1-2d3e-7abc-8def-0123456789ab")]
     client_id: ClientId,
@@ -50,20 +53,29 @@ pub(crate) struct PartnersQuery {
 pub(crate) async fn write(page: &Page, connection: &mut PgConnection) -> sqlx::Result<()> {
     // Partners are few: a statement for each is nothing.
     for happened in &page.events {
-        let Event::Partner(id, PartnerEvent::Registered { name, currencies, client_id }) = &happened.event else {
-            continue;
+        let Event::Partner(id, event) = &happened.event else { continue };
+        let status = match event {
+            PartnerEvent::Registered { name, currencies, client_id } => {
+                sqlx::query(
+                    "insert into partners (id, position, name, currencies, client_id, created_at)
+                     values ($1, $2, $3, $4, $5, $6)",
+                )
+                .bind(id.uuid())
+                .bind(happened.position)
+                .bind(name)
+                .bind(currencies.iter().map(|currency| currency.code()).collect::<Vec<_>>())
+                .bind(client_id.uuid())
+                .bind(happened.recorded_at.date_time())
+                .execute(&mut *connection)
+                .await?;
+                continue;
+            }
+            PartnerEvent::Suspended { .. } => "SUSPENDED",
+            PartnerEvent::Resumed {} => "ACTIVE",
+            PartnerEvent::SecretRotated { .. } => continue, // its client stays the same
         };
-        sqlx::query(
-            "insert into partners (id, position, name, currencies, client_id, created_at) values ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(id.uuid())
-        .bind(happened.position)
-        .bind(name)
-        .bind(currencies.iter().map(|currency| currency.code()).collect::<Vec<_>>())
-        .bind(client_id.uuid())
-        .bind(happened.recorded_at.date_time())
-        .execute(&mut *connection)
-        .await?;
+        let changed = sqlx::query("update partners set status = $2 where id = $1").bind(id.uuid()).bind(status);
+        changed.execute(&mut *connection).await?;
     }
     Ok(())
 }
@@ -127,7 +139,7 @@ async fn read(
 ) -> Result<Found<Vec<(i64, PartnerBody)>>, Problem> {
     let rows = sqlx::query(&format!(
         "select c.position as reflected, p.id as partner, p.position as place, p.name, p.currencies, p.client_id,
-             p.created_at as registered_at, {}
+             p.status as standing, p.created_at as registered_at, {}
          from checkpoints c
          left join lateral (
              select * from partners where ($1::uuid is null or id = $1) and ($2::bigint is null or position < $2)
@@ -162,17 +174,18 @@ fn partner(row: &PgRow) -> Result<Option<(i64, PartnerBody)>, Problem> {
         let Some(id) = row.try_get::<Option<Uuid>, _>("partner")? else { return Ok(None) };
         let (place, name): (i64, String) = (row.try_get("place")?, row.try_get("name")?);
         let currencies: Vec<String> = row.try_get("currencies")?;
-        let client: Uuid = row.try_get("client_id")?;
+        let (client, standing): (Uuid, String) = (row.try_get("client_id")?, row.try_get("standing")?);
         let registered_at: OffsetDateTime = row.try_get("registered_at")?;
-        Ok(Some((id, place, name, currencies, client, registered_at)))
+        Ok(Some((id, place, name, currencies, client, standing, registered_at)))
     };
-    let Some((id, place, name, currencies, client, registered_at)) = columns().map_err(queries::failed)? else {
+    let Some((id, place, name, currencies, client, status, registered_at)) = columns().map_err(queries::failed)? else {
         return Ok(None);
     };
     let partner = PartnerBody {
         id: PartnerId::from_uuid(id),
         name,
         currencies,
+        status,
         client_id: ClientId::from_uuid(client),
         wallets: Vec::new(),
         created_at: queries::timestamp(registered_at)?,

@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use event_feed::{FeedSettings, Follow, Log};
+use event_feed::{Commit, FeedSettings, Follow, Log, StoreError, within};
 use runtime::shutdown::Shutdown;
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{sleep, timeout};
@@ -49,13 +48,17 @@ const CONNECTIONS: u32 = 2;
 /// Events that a view which is behind the others takes at a time.
 const CATCH_UP_EVENTS: i64 = 2_000;
 
-/// Pauses after a failure.
 /// How often an idle projector looks whether the checkpoints are still where it left them.
 const LOOK_BACK: Duration = Duration::from_secs(1);
 
 /// The server ends what takes longer than any page should, such as waiting for a stuck holder of the checkpoints.
 const STATEMENT_TIME: &str = "30s";
 
+/// And what it does not end, because it or the way to it is gone, is given up here: reading, and writing a page.
+const READING: Duration = Duration::from_secs(15);
+const WRITING: Duration = Duration::from_secs(40);
+
+/// Pauses after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -77,8 +80,7 @@ enum ProjectError {
 pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) -> anyhow::Result<()> {
     let options = options(&settings.database_url)?;
     let options = options.options([("synchronous_commit", "off"), ("statement_timeout", STATEMENT_TIME)]);
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(Duration::from_secs(5));
-    let pool = pool.connect_lazy_with(options);
+    let pool = event_store::pool_options(CONNECTIONS).connect_lazy_with(options);
     let log = Log::new(pool.clone());
     let mut pause = PAUSE_MIN;
     let mut told = false; // of this outage
@@ -134,11 +136,11 @@ async fn session(
             if let Ok(commits) = timeout(LOOK_BACK, &mut next).await {
                 break commits?;
             }
-            if checkpoints(&mut *pool.acquire().await?).await?.iter().any(|(_, at, _)| *at != position) {
+            if checkpoints_of(pool).await?.iter().any(|(_, at, _)| *at != position) {
                 return Err(ProjectError::Overtaken.into());
             }
         };
-        let page = Page::read(log, &commits).await?;
+        let page = read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
         position = page.position;
         progress.reached(position);
@@ -148,7 +150,7 @@ async fn session(
 
 /// Brings views that are behind the others, such as new ones, to where the others are; answers where that is.
 async fn level(pool: &PgPool, log: &Log) -> anyhow::Result<(i64, i64)> {
-    let checkpoints = checkpoints(&mut *pool.acquire().await?).await?;
+    let checkpoints = checkpoints_of(pool).await?;
     let (top, top_commit) =
         checkpoints.iter().map(|(_, position, commit)| (*position, *commit)).max().unwrap_or_default();
     for (view, mut position, mut commit) in checkpoints {
@@ -156,16 +158,25 @@ async fn level(pool: &PgPool, log: &Log) -> anyhow::Result<(i64, i64)> {
             tracing::info!(view = view.name, position, to = top, "a view catches up with the others");
         }
         while position < top {
-            let commits = log.commits_after(commit, CATCH_UP_EVENTS).await?;
+            let commits = within(READING, log.commits_after(commit, CATCH_UP_EVENTS)).await?;
             let commits: Vec<_> =
                 commits.into_iter().take_while(|commit| commit.number <= top_commit).map(Arc::new).collect();
             anyhow::ensure!(!commits.is_empty(), "the views are at commit {top_commit}, which is not in the log");
-            let page = Page::read(log, &commits).await?;
+            let page = read(log, &commits).await?;
             write(pool, &page, std::iter::once(view), position).await?;
             (position, commit) = (page.position, page.commit);
         }
     }
     Ok((top, top_commit))
+}
+
+async fn read(log: &Log, commits: &[Arc<Commit>]) -> Result<Page, PageError> {
+    within(READING, Page::read(log, commits)).await
+}
+
+async fn checkpoints_of(pool: &PgPool) -> anyhow::Result<Vec<(&'static View, i64, i64)>> {
+    let reading = async { checkpoints(&mut *pool.acquire().await?).await };
+    timeout(READING, reading).await.context("reading the checkpoints took too long")?
 }
 
 /// Where each view is.
@@ -182,6 +193,15 @@ pub(crate) async fn checkpoints(connection: &mut PgConnection) -> anyhow::Result
 
 /// Writes a page into views that are all at the position before it.
 async fn write(
+    pool: &PgPool,
+    page: &Page,
+    views: impl Iterator<Item = &'static View> + Clone,
+    from: i64,
+) -> Result<(), ProjectError> {
+    within(WRITING, write_unbounded(pool, page, views, from)).await
+}
+
+async fn write_unbounded(
     pool: &PgPool,
     page: &Page,
     views: impl Iterator<Item = &'static View> + Clone,
@@ -213,7 +233,9 @@ fn is_passing(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<event_feed::FeedError>() {
         Some(feed) => !feed.is_final(),
         None => match error.downcast_ref::<PageError>() {
-            Some(PageError::Corrupt { .. } | PageError::NeverBegun(_)) => false,
+            Some(PageError::Corrupt { .. } | PageError::NeverBegun(_) | PageError::Store(StoreError::Corrupt(_))) => {
+                false
+            }
             Some(PageError::Store(_)) | None => true,
         },
     }

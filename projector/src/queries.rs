@@ -15,7 +15,6 @@ use runtime::health::Health;
 use rust_decimal::Decimal;
 use serde::Deserialize;
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 use utoipa::OpenApi;
@@ -60,7 +59,7 @@ impl Queries {
             ("default_transaction_read_only", "on"),
             ("plan_cache_mode", "force_custom_plan"),
         ]);
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECTING);
+        let pool = event_store::pool_options(CONNECTIONS).acquire_timeout(CONNECTING);
         let log = Log::new(pool.connect_with(options).await?);
         Ok(Self { log, access, cursors: CursorKey::new(seal), progress })
     }

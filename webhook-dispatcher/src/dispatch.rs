@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use event_feed::within;
 use runtime::shutdown::Shutdown;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
@@ -340,13 +341,14 @@ const KEPT: [(&str, i32); 3] = [("DELIVERED", 30), ("DEAD", 90), ("HELD", 90)];
 
 const CLEAR_EVERY: Duration = Duration::from_secs(60);
 const CLEAR_MAX: i64 = 500;
+const CLEARING: Duration = Duration::from_secs(60);
 
 /// Clears away what has been kept long enough, in small batches, until a stop is wanted.
 pub(crate) async fn clear(dispatcher: &Dispatcher, shutdown: &Shutdown) {
     loop {
         let cleared = tokio::select! {
             () = shutdown.requested() => return,
-            cleared = clear_batch(dispatcher) => cleared,
+            cleared = within(CLEARING, clear_batch(dispatcher)) => cleared,
         };
         let pause = match cleared {
             Ok(0) => CLEAR_EVERY,

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_feed::{Commit, FeedError, Follow};
+use event_feed::{Commit, FeedError, Follow, StoreError, within};
 use ledger_core::PartnerId;
 use runtime::shutdown::Shutdown;
 use sqlx::{PgConnection, Row};
@@ -23,6 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A page that takes longer is given up and tried again: Postgres may be gone without a word.
 const TURN_MAX: Duration = Duration::from_secs(60);
+const READING: Duration = Duration::from_secs(15);
 
 /// Rows in one insert: a page for many endpoints goes in several, within its one transaction.
 const INSERT_MAX: usize = 500;
@@ -39,6 +40,18 @@ enum FanOutError {
     Notice(#[from] NoticeError),
 }
 
+impl FanOutError {
+    /// Trying again cannot help: the log is what has to be looked at.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Late | Self::Database(_) => false,
+            Self::Feed(error) => error.is_final(),
+            Self::Notice(NoticeError::Store(error)) => matches!(error, StoreError::Corrupt(_)),
+            Self::Notice(NoticeError::Corrupt { .. } | NoticeError::NoBeginning { .. }) => true,
+        }
+    }
+}
+
 /// Runs until a stop is wanted, through outages of everything it stands on.
 pub(crate) async fn run(dispatcher: &Dispatcher, shutdown: &Shutdown) {
     let mut pause = PAUSE_MIN;
@@ -48,7 +61,11 @@ pub(crate) async fn run(dispatcher: &Dispatcher, shutdown: &Shutdown) {
             followed = follow(dispatcher, &mut pause) => followed,
         };
         if let Err(error) = followed {
-            tracing::warn!(%error, pause_ms = pause.as_millis(), "fan-out stopped and will start again");
+            if !error.is_lasting() {
+                tracing::warn!(%error, pause_ms = pause.as_millis(), "fan-out stopped and will start again");
+            } else if dispatcher.obstacle.met(&error.to_string()) {
+                tracing::error!(alert = "log", %error, "no more deliveries are made: the log cannot be followed");
+            }
             tokio::select! {
                 () = shutdown.requested() => return,
                 () = sleep(pause) => {}
@@ -60,8 +77,8 @@ pub(crate) async fn run(dispatcher: &Dispatcher, shutdown: &Shutdown) {
 
 /// Follows until something fails, or until another dispatcher turns out to have moved the checkpoint.
 async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), FanOutError> {
-    let checkpoint =
-        sqlx::query("select commit_number, position from webhooks.checkpoint").fetch_one(dispatcher.pool()).await?;
+    let checkpoint = sqlx::query("select commit_number, position from webhooks.checkpoint");
+    let checkpoint = within(READING, checkpoint.fetch_one(dispatcher.pool())).await?;
     dispatcher.reached(checkpoint.try_get("position")?);
     let after = checkpoint.try_get("commit_number")?;
     let mut feed = Follow::start(dispatcher.log.clone(), dispatcher.feed.clone(), after).await;
@@ -72,6 +89,7 @@ async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), Fan
             tracing::info!("another dispatcher has moved the checkpoint");
             return Ok(());
         };
+        dispatcher.obstacle.passed();
         *pause = PAUSE_MIN;
         if 0 < made {
             dispatcher.wake.notify_one();

@@ -30,11 +30,11 @@ use api_contract::{Access, CursorKey, Freshness, Problem, Seal};
 use axum::Router;
 use axum::extract::FromRef;
 use axum::routing::{get, post};
-use event_feed::{FeedSettings, Log};
+use event_feed::{FeedSettings, Log, Obstacle, pool_options};
 use runtime::health::Health;
 use runtime::shutdown::Shutdown;
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use utoipa::OpenApi;
@@ -71,15 +71,14 @@ pub struct Dispatcher {
     wake: Arc<Notify>,
     /// How far the log has been turned into deliveries, as this process knows it.
     position: watch::Sender<i64>,
+    /// What keeps fan-out from going on.
+    obstacle: Obstacle,
 }
 
 /// The role that this service acts as in Postgres.
 const ROLE: &str = "daybook_webhooks";
 
 const CONNECTIONS: u32 = 12;
-
-/// How long to wait for a connection before a call counts as failed.
-const CONNECTING: Duration = Duration::from_secs(5);
 
 /// The server ends what takes longer, such as waiting for a lock whose holder is stuck; it is tried again or answered 503.
 const STATEMENT_TIME: &str = "30s";
@@ -91,8 +90,7 @@ const CLOCK_SKEW_MAX: time::Duration = time::Duration::seconds(2);
 pub fn log(database_url: &str) -> Result<Log, sqlx::Error> {
     let options = [("role", ROLE), ("jit", "off"), ("statement_timeout", STATEMENT_TIME)];
     let options = PgConnectOptions::from_str(database_url)?.application_name(ROLE).options(options);
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECTING);
-    Ok(Log::new(pool.connect_lazy_with(options)))
+    Ok(Log::new(pool_options(CONNECTIONS).connect_lazy_with(options)))
 }
 
 impl Dispatcher {
@@ -100,8 +98,7 @@ impl Dispatcher {
     pub fn new(log: Log, access: Access, seal: &Seal, settings: Settings) -> Result<Self, reqwest::Error> {
         let Settings { feed, allow_local_webhooks, schedule } = settings;
         let reach = if allow_local_webhooks { Reach::Local } else { Reach::Public };
-        let connection = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECTING);
-        let reading = Log::new(connection.connect_lazy_with(log.pool().connect_options().as_ref().clone()));
+        let reading = Log::new(pool_options(1).connect_lazy_with(log.pool().connect_options().as_ref().clone()));
         Ok(Self {
             log,
             reading,
@@ -114,7 +111,13 @@ impl Dispatcher {
             sender: Sender::new(reach)?,
             wake: Arc::new(Notify::new()),
             position: watch::Sender::new(0),
+            obstacle: Obstacle::default(),
         })
+    }
+
+    /// What keeps deliveries from being made, if anything does that will not pass.
+    pub fn obstacle(&self) -> &Obstacle {
+        &self.obstacle
     }
 
     fn pool(&self) -> &PgPool {
@@ -158,11 +161,13 @@ pub fn routes(dispatcher: Dispatcher) -> Router {
         .with_state(dispatcher)
 }
 
-/// What must hold for deliveries to be made and sent with a right timestamp.
+/// What must hold for deliveries to be made, and sent with a right timestamp.
 pub fn health(dispatcher: &Dispatcher) -> Health {
     let limit = Duration::from_secs(2);
     let pool = dispatcher.pool().clone();
-    Health::new().check("webhooks-database-and-clock", limit, move || {
+    let obstacle = dispatcher.obstacle().clone();
+    let health = Health::new().check("webhooks-log", limit, move || std::future::ready(obstacle.check()));
+    health.check("webhooks-database-and-clock", limit, move || {
         let pool = pool.clone();
         async move {
             let theirs: OffsetDateTime = sqlx::query_scalar("select clock_timestamp()")

@@ -7,42 +7,56 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use event_feed::{Commit, FeedError, FeedSettings, Follow};
+use event_feed::{Commit, FeedError, FeedSettings, Follow, Obstacle, within};
+use ledger_core::CorruptEvent;
 use runtime::shutdown::Shutdown;
 use sqlx::PgPool;
+use tokio::time::timeout;
 
 use crate::pause::Pause;
 use crate::top_up::TopUps;
 
+/// The server ends its statements sooner; this is for when it, or the way to it, is gone without a word.
+const READING: Duration = Duration::from_secs(15);
+const APPLYING: Duration = Duration::from_secs(40);
+
 /// Follows until a stop is requested. Outages of Postgres and of the bus are waited for.
-pub(crate) async fn run(feed: &FeedSettings, top_ups: &TopUps, shutdown: &Shutdown) {
+pub(crate) async fn run(feed: &FeedSettings, top_ups: &TopUps, obstacle: &Obstacle, shutdown: &Shutdown) {
     let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
     while !shutdown.is_requested() {
         let ended = tokio::select! {
             () = shutdown.requested() => return,
-            ended = follow(feed, top_ups, &mut pause) => ended,
+            ended = follow(feed, top_ups, obstacle, &mut pause) => ended,
         };
         if let Err(error) = ended {
-            let (is_final, error) = (error.downcast_ref().is_some_and(FeedError::is_final), format!("{error:#}"));
-            if is_final {
-                tracing::error!(alert = "log", error, "the log is not the one that was followed");
-            } else {
+            let (is_lasting, error) = (is_lasting(&error), format!("{error:#}"));
+            if !is_lasting {
                 tracing::warn!(error, "the log is not being followed; trying again");
+            } else if obstacle.met(&error) {
+                tracing::error!(alert = "log", error, "the log cannot be followed");
             }
         }
         pause.wait(shutdown).await;
     }
 }
 
-async fn follow(feed: &FeedSettings, top_ups: &TopUps, pause: &mut Pause) -> anyhow::Result<()> {
+/// Trying again cannot help: the log is another one, or holds what nobody can read.
+fn is_lasting(error: &anyhow::Error) -> bool {
+    let feed = |cause: &FeedError| cause.is_final();
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(feed) || cause.is::<CorruptEvent>())
+}
+
+async fn follow(feed: &FeedSettings, top_ups: &TopUps, obstacle: &Obstacle, pause: &mut Pause) -> anyhow::Result<()> {
     let pool = top_ups.pool();
-    let mut checkpoint = checkpoint(pool).await.context("reading the checkpoint")?;
+    let mut checkpoint = within(READING, checkpoint(pool)).await.context("reading the checkpoint")?;
     let mut follow = Follow::start(top_ups.log().clone(), feed.clone(), checkpoint).await;
     loop {
         let page = follow.next().await.context("the feed")?;
         let Some(last) = page.last() else { continue };
-        apply(pool, top_ups, checkpoint, &page, last).await.context("taking a page of the log")?;
+        let applied = timeout(APPLYING, apply(pool, top_ups, checkpoint, &page, last)).await;
+        applied.context("a page of the log took too long")?.context("taking a page of the log")?;
         checkpoint = last.number;
+        obstacle.passed();
         pause.reset();
     }
 }

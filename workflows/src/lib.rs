@@ -11,6 +11,8 @@ mod call;
 mod callbacks;
 mod commands;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub mod laws;
 mod pause;
 mod top_up;
 
@@ -21,10 +23,10 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::routing::post;
-use event_feed::{FeedSettings, Log};
+use event_feed::{FeedSettings, Log, Obstacle};
 use runtime::shutdown::Shutdown;
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use utoipa::OpenApi;
 
 use crate::callbacks::Callbacks;
@@ -67,6 +69,8 @@ pub struct Times {
 pub struct State {
     callbacks: Callbacks,
     feed: FeedSettings,
+    /// What keeps the log from being followed.
+    obstacle: Obstacle,
 }
 
 impl Default for Times {
@@ -97,7 +101,7 @@ impl State {
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
         let top_ups = TopUps::new(settings, pool(&settings.database_url)?).context("a client for HTTP")?;
         let callbacks = Callbacks { top_ups: Arc::new(top_ups), secret: settings.callback_secret.as_str().into() };
-        Ok(Self { callbacks, feed: settings.feed.clone() })
+        Ok(Self { callbacks, feed: settings.feed.clone(), obstacle: Obstacle::default() })
     }
 
     /// Follows the log and takes every step that falls due, until a stop is requested. Outages of Postgres, NATS, the bank
@@ -105,11 +109,16 @@ impl State {
     pub async fn run(&self, shutdown: Shutdown) {
         let top_ups = &self.callbacks.top_ups;
         tokio::join!(
-            follow::run(&self.feed, top_ups, &shutdown),
+            follow::run(&self.feed, top_ups, &self.obstacle, &shutdown),
             top_ups.take_steps(Lane::Bank, &shutdown),
             top_ups.take_steps(Lane::Ledger, &shutdown),
             top_ups.look_at_quarantine(&shutdown),
         );
+    }
+
+    /// What keeps the log from being followed, if anything does that will not pass.
+    pub fn obstacle(&self) -> &Obstacle {
+        &self.obstacle
     }
 
     /// The log as the workflows read it, for health checks.
@@ -144,5 +153,5 @@ fn pool(database_url: &str) -> anyhow::Result<PgPool> {
     // The server ends what takes longer than any statement here should; it is tried again.
     let options =
         options.application_name(role).options([("role", role), ("jit", "off"), ("statement_timeout", "30s")]);
-    Ok(PgPoolOptions::new().max_connections(8).acquire_timeout(Duration::from_secs(5)).connect_lazy_with(options))
+    Ok(event_feed::pool_options(8).connect_lazy_with(options))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use event_feed::{FeedSettings, Log};
+use event_feed::{FeedSettings, Log, Obstacle};
 use runtime::health::Health;
 use runtime::http::Limits;
 use tokio::net::TcpListener;
@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.listen).await.context("binding")?;
     let state = State::new(&options.settings().await?)?;
     let routes = api_contract::layer(workflows::routes(state.clone()));
-    let router = routes.merge(health(state.log().clone()).router());
+    let router = routes.merge(health(state.log().clone(), state.obstacle().clone()).router());
     tracing::info!(address = %listener.local_addr()?, "workflows");
     let served = runtime::http::serve(listener, router, Limits::default(), shutdown.clone());
     let (served, ()) = tokio::join!(served, state.run(shutdown.clone()));
@@ -92,8 +92,10 @@ fn secret(name: &str) -> anyhow::Result<String> {
     Ok(value)
 }
 
-fn health(log: Log) -> Health {
-    Health::new().check("log", Duration::from_secs(2), move || {
+fn health(log: Log, obstacle: Obstacle) -> Health {
+    let limit = Duration::from_secs(2);
+    let health = Health::new().check("following", limit, move || std::future::ready(obstacle.check()));
+    health.check("log", limit, move || {
         let log = log.clone();
         async move { log.head().await.map(|_| ()) }
     })

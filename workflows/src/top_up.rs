@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_feed::{Commit, Log, RecordedEvent};
+use event_feed::{Commit, Log, RecordedEvent, within};
 use ledger_core::{
     Event, Instruction, Money, Payment, TransactionEvent, TransactionId, TransactionKind, TransactionStatus,
 };
@@ -54,6 +54,9 @@ const FAILURES_MAX: i32 = 8;
 
 /// At least this often it is looked whether something is due, for another process may have changed a row.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What Postgres has not answered by then is given up: it, or the way to it, is gone without a word.
+const ANSWERING: Duration = Duration::from_secs(15);
 
 /// What is under way when a stop is requested has this long. What is cut off is found again by its attempt.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -413,7 +416,7 @@ impl TopUps {
         while !shutdown.is_requested() {
             let released = tokio::select! {
                 () = shutdown.requested() => return, // one cut short is rolled back
-                released = self.release_quarantined() => released,
+                released = within(ANSWERING, self.release_quarantined()) => released,
             };
             match released {
                 Ok(()) => pause.reset(),
@@ -571,7 +574,7 @@ impl TopUps {
             changed.as_mut().enable(); // from here on no change is missed
             let claimed = tokio::select! {
                 () = shutdown.requested() => break, // a claim cut short is rolled back, or falls due again
-                claimed = self.claim(lane, None, STEPS_MAX - under_way.len()) => claimed,
+                claimed = within(ANSWERING, self.claim(lane, None, STEPS_MAX - under_way.len())) => claimed,
             };
             match claimed {
                 Ok(claimed) => {
@@ -589,7 +592,7 @@ impl TopUps {
             }
             let look = tokio::select! {
                 () = shutdown.requested() => break,
-                look = self.next_due(lane) => look.unwrap_or(LOOK),
+                look = within(ANSWERING, self.next_due(lane)) => look.unwrap_or(LOOK),
             };
             tokio::select! {
                 () = shutdown.requested() => {}
@@ -605,7 +608,7 @@ impl TopUps {
 
     /// Issues at once the command that an accepted callback has made due, if no lane was faster.
     pub(crate) async fn take_step_of(&self, transaction: TransactionId) {
-        match self.claim(Lane::Ledger, Some(transaction), 1).await {
+        match within(ANSWERING, self.claim(Lane::Ledger, Some(transaction), 1)).await {
             Ok(claimed) => {
                 for due in claimed {
                     self.take_step(due).await;
@@ -683,7 +686,7 @@ impl TopUps {
             Err(_) => Brought::Nothing { why: "the attempt took too long".to_owned(), wait: Duration::ZERO },
         };
         let next = due.next(&brought, &self.times);
-        match self.record(&due, &brought, &next).await {
+        match within(ANSWERING, self.record(&due, &brought, &next)).await {
             Ok(true) => {
                 if next.alert.is_some() && (next.alert != due.alert || next.state == State::Blocked) {
                     let alert = next.alert.as_deref();
