@@ -120,7 +120,7 @@ impl Fold {
             | Payload::WalletFrozen(_)
             | Payload::WalletUnfrozen(_)
             | Payload::WalletClosed(_) => ("wallet", "wal_"),
-            Payload::CommandDeclined {} => ("command", "cmd_"),
+            Payload::CommandDeclined {} | Payload::BatchDeclined {} => ("command", "cmd_"),
             _ => ("transaction", "txn_"),
         };
         if event.aggregate_type != stream {
@@ -140,7 +140,7 @@ impl Fold {
             Payload::WalletFrozen(changed) => self.change(here, id, &changed, Status::Frozen),
             Payload::WalletUnfrozen(changed) => self.change(here, id, &changed, Status::Active),
             Payload::WalletClosed(changed) => self.change(here, id, &changed, Status::Closed),
-            Payload::CommandDeclined {} => {
+            Payload::CommandDeclined {} | Payload::BatchDeclined {} => {
                 here.sequence(1);
                 if id != event.command_id {
                     here.wrong("command", "declined under another command's id");

@@ -19,6 +19,7 @@ pub(crate) enum Payload {
     TransactionExpired(TransactionEnded),
     TransactionDeclined(TransactionRequested),
     CommandDeclined {},
+    BatchDeclined {},
 }
 
 #[derive(Debug, Deserialize)]
@@ -147,6 +148,7 @@ impl Payload {
             Self::TransactionExpired(_) => "TransactionExpired",
             Self::TransactionDeclined(_) => "TransactionDeclined",
             Self::CommandDeclined {} => "CommandDeclined",
+            Self::BatchDeclined {} => "BatchDeclined",
         }
     }
 }

@@ -28,6 +28,7 @@ pub(crate) struct Page {
 pub(crate) struct Happened {
     pub(crate) position: i64,
     pub(crate) recorded_at: Timestamp,
+    /// Of the command that it was part of: in the log it stands on the command's first event alone.
     pub(crate) key_hash: Option<[u8; 16]>,
     pub(crate) event: Event,
 }
@@ -65,10 +66,13 @@ impl Page {
     pub(crate) async fn read(log: &Log, commits: &[Arc<Commit>]) -> Result<Self, PageError> {
         let last = commits.last().expect("a page has commits");
         let mut events = Vec::new();
+        let mut keyed = None;
         for recorded in commits.iter().flat_map(|commit| &commit.events) {
             let position = recorded.position;
             let event = recorded.read().map_err(|source| PageError::Corrupt { position, source })?;
-            let (recorded_at, key_hash) = (recorded.recorded_at, recorded.key_hash);
+            let recorded_at = recorded.recorded_at;
+            keyed = recorded.key_hash.map(|key| (recorded.command_id, key)).or(keyed);
+            let key_hash = keyed.and_then(|(command, key)| (command == recorded.command_id).then_some(key));
             events.push(Happened { position, recorded_at, key_hash, event });
         }
         let mut begun = HashMap::new();

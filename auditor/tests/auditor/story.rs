@@ -49,6 +49,10 @@ impl Story {
         story.commit((0..5).map(|_| transfer(alice, bob, "1.00")).collect::<Vec<_>>());
         story.commit([transfer(bob, alice, "2.50")]);
         story.commit([transfer(alice, bob, "1000000.00")]); // refused: kept, because it has a key
+        let items = ["3.00", "1000000.00", "0.50"];
+        story.commit([batch(false, items.map(|amount| (alice, bob, amount)))]); // the second is refused
+        story.commit([batch(true, items.map(|amount| (alice, bob, amount)))]); // refused
+        story.commit([batch(true, [(alice, bob, "2.00"), (bob, alice, "5.50")])]);
         let [settled, failed, expired] = [(); 3].map(|()| TransactionId::from_uuid(Uuid::now_v7()));
         story.commit([settled, failed, expired].map(|transaction| Action::RequestTopUp {
             transaction,
@@ -84,9 +88,10 @@ impl Story {
         for action in actions {
             self.keys += 1;
             let caller = match action {
-                Action::Transfer { .. } | Action::OpenWallet { .. } | Action::RequestTopUp { .. } => {
-                    Caller::Partner { partner: self.partner, user: None }
-                }
+                Action::Transfer { .. }
+                | Action::Batch { .. }
+                | Action::OpenWallet { .. }
+                | Action::RequestTopUp { .. } => Caller::Partner { partner: self.partner, user: None },
                 _ => Caller::Admin,
             };
             let command = Command {
@@ -159,6 +164,14 @@ pub(crate) fn transfer(from: WalletId, to: WalletId, amount: &str) -> Action {
         transaction: TransactionId::from_uuid(Uuid::now_v7()),
         instruction: Arc::new(instruction(TransactionKind::Transfer, from, Some(to), amount)),
     }
+}
+
+fn batch<const ITEMS: usize>(atomic: bool, items: [(WalletId, WalletId, &str); ITEMS]) -> Action {
+    let transfers = items.map(|(from, to, amount)| {
+        let instruction = instruction(TransactionKind::Transfer, from, Some(to), amount);
+        (TransactionId::from_uuid(Uuid::now_v7()), Arc::new(instruction))
+    });
+    Action::Batch { atomic, transfers: transfers.into() }
 }
 
 pub(crate) fn instruction(kind: TransactionKind, wallet: WalletId, to: Option<WalletId>, amount: &str) -> Instruction {

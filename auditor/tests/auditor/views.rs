@@ -117,7 +117,7 @@ async fn a_view_within_a_commit_is_caught() {
 async fn a_changed_view_is_caught_where_the_wallet_changed_last() {
     let (_, story) = told().await;
     // What alice has came with the last event; bob's wallet was closed before it.
-    let (alice, bob) = (story.position("TransactionPosted", 8), story.position("WalletClosed", 0));
+    let (alice, bob) = (story.position("TransactionPosted", 12), story.position("WalletClosed", 0));
     assert_eq!(alice, head(&story));
     for (set, position) in [
         ("views.balances set balance = balance + 0.01 where wallet_id = $alice", alice),

@@ -1,8 +1,8 @@
 //! The service as a client meets it, and the log as it stands behind it.
 
 use std::collections::BTreeMap;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use api_contract::{Access, NewClient, Scopes, Seal, Secret};
@@ -23,7 +23,7 @@ pub(crate) const BANK_URL: &str = "https://bank.example";
 
 /// A service on a database of its own.
 pub(crate) struct Door {
-    database: TestDatabase,
+    database: Arc<TestDatabase>,
     base: String,
     http: reqwest::Client,
     shutdown: Shutdown,
@@ -60,7 +60,12 @@ impl Door {
 
     pub(crate) async fn open_with(engine: ledger_engine::Settings) -> Self {
         let database = local_stack::testing::database(|url| async move { migrations::run(&url).await }).await;
-        Self::open_on(database, engine).await
+        Self::open_on(Arc::new(database), engine).await
+    }
+
+    /// Another service on the same database, with an engine of its own.
+    pub(crate) async fn beside(&self, engine: ledger_engine::Settings) -> Self {
+        Self::open_on(self.database.clone(), engine).await
     }
 
     /// Stops the service cleanly and starts another one on the same database.
@@ -70,7 +75,7 @@ impl Door {
         Self::open_on(self.database, ledger_engine::Settings::default()).await
     }
 
-    async fn open_on(database: TestDatabase, engine: ledger_engine::Settings) -> Self {
+    async fn open_on(database: Arc<TestDatabase>, engine: ledger_engine::Settings) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().expect("it is called once"));
         let access = Access::connect(database.url(), Seal::from_key([7; 32])).await.unwrap();

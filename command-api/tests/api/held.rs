@@ -18,17 +18,17 @@ use crate::money::transfer;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The log, while nobody can append to it.
-struct Held(PgConnection);
+pub(crate) struct Held(PgConnection);
 
 impl Held {
-    async fn take(door: &Door) -> Self {
+    pub(crate) async fn take(door: &Door) -> Self {
         let mut connection = PgConnection::connect(door.database_url()).await.unwrap();
         sqlx::raw_sql("begin; lock table ledger.commits in exclusive mode").execute(&mut connection).await.unwrap();
         Self(connection)
     }
 
     /// Returns once an append waits for us.
-    async fn append_waits(&mut self) {
+    pub(crate) async fn append_waits(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let waiting: i64 = sqlx::query_scalar(
@@ -46,7 +46,7 @@ impl Held {
         }
     }
 
-    async fn let_go(mut self) {
+    pub(crate) async fn let_go(mut self) {
         sqlx::raw_sql("rollback").execute(&mut self.0).await.unwrap();
         self.0.close().await.unwrap();
     }

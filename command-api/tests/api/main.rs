@@ -11,6 +11,8 @@ mod keys;
 mod money;
 mod partners;
 mod process;
+mod replays;
 mod tokens;
 mod top_ups;
+mod two;
 mod wallets;

@@ -1,6 +1,7 @@
 //! The whole system as its users find it: the `daybook` program as a process, over HTTP and the command line.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod batch;
 mod lifecycle;
 mod process;
 mod readme;

@@ -137,7 +137,7 @@ async fn the_documentation_is_served_offline_and_covers_every_door() {
 }
 
 /// A partner's own receiver on a real socket.
-async fn receiver() -> (String, Arc<Mutex<Vec<Value>>>) {
+pub(crate) async fn receiver() -> (String, Arc<Mutex<Vec<Value>>>) {
     let received = Arc::new(Mutex::new(Vec::new()));
     let keep = received.clone();
     let receive = move |headers: HeaderMap, body: Bytes| {
