@@ -84,6 +84,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     let served = tokio::select! {
         served = serve(&options, &stack, &shutdown) => served,
+        never = stack.supervise() => match never {}, // services wait for a server that died, and it comes back
         () = interrupted(&shutdown) => Ok(()), // a stop during a start that does not come to its end
     };
     runtime::telemetry::flush();
@@ -220,6 +221,11 @@ impl Services<'_> {
             Ok(())
         });
 
+        let limit = Duration::from_secs(1);
+        let (making, working) = (dispatcher.obstacle().clone(), workflows.obstacle().clone());
+        let health = Health::new()
+            .check("webhooks-log", limit, move || std::future::ready(making.check()))
+            .check("workflows-log", limit, move || std::future::ready(working.check()));
         let mut document = command_api::openapi();
         for more in [projector::openapi(), webhook_dispatcher::openapi(), workflows::openapi()] {
             document.merge(more);
@@ -230,7 +236,7 @@ impl Services<'_> {
             .merge(workflows::routes(workflows))
             .merge(command_api::docs(command_api::complete(document)))
             .merge(api_contract::problem_pages())
-            .merge(commands.health(Health::new()).router());
+            .merge(commands.health(health).router());
         Ok(api_contract::layer(router))
     }
 }

@@ -221,7 +221,7 @@ async fn audits_end_with_the_code_that_scripts_look_at() {
 }
 
 /// The processes that run on a data directory, by their command lines.
-fn processes(directory: &Path) -> Vec<String> {
+pub(crate) fn processes(directory: &Path) -> Vec<String> {
     let directory = directory.to_str().unwrap();
     let output = std::process::Command::new("ps").args(["-eww", "-o", "pid=,args="]).output().unwrap();
     let all = String::from_utf8_lossy(&output.stdout).into_owned();

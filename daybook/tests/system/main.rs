@@ -6,3 +6,4 @@ mod lifecycle;
 mod process;
 mod readme;
 mod road;
+mod servers;
