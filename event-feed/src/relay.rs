@@ -128,6 +128,14 @@ impl Relay {
         std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state)
     }
 
+    /// The log was read and the stream took what there was: not before, or a log that cannot be read would look like an
+    /// outage that ends ten times a second.
+    fn works(&self, cursor: &Cursor) {
+        if !matches!(self.enter(State::Relaying), State::Relaying) {
+            tracing::info!(stream = self.settings.stream, base = cursor.base, commit = cursor.relayed, "relaying");
+        }
+    }
+
     /// Relays over one connection until something fails.
     async fn session(&self, url: &str) -> anyhow::Result<std::convert::Infallible> {
         let bus = bus::connect(url, "daybook relay").await;
@@ -135,9 +143,6 @@ impl Relay {
         let mut session = Session { bus, log: Reader::beside(&self.log) };
         loop {
             let cursor = self.adopt(&mut session).await?;
-            if !matches!(self.enter(State::Relaying), State::Relaying) {
-                tracing::info!(stream = self.settings.stream, base = cursor.base, commit = cursor.relayed, "relaying");
-            }
             let Outdated = self.relay(&mut session, cursor).await?;
             tracing::debug!(stream = self.settings.stream, "another relay is at work, or somebody changed the stream");
             sleep(STANDBY).await;
@@ -158,6 +163,7 @@ impl Relay {
                 looked = Instant::now();
             }
             if commits.is_empty() {
+                self.works(&cursor);
                 session.bus.during(async { Ok::<_, bus::Lost>(sleep(look).await) }).await?;
                 look = LOOK_MAX.min(look * 2);
                 continue;
@@ -167,6 +173,7 @@ impl Relay {
             if let Some(Outdated) = session.bus.during(publishing).await? {
                 return Ok(Outdated);
             }
+            self.works(&cursor);
         }
     }
 

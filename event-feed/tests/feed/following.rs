@@ -336,3 +336,35 @@ async fn a_bus_and_a_database_that_crash_and_return_are_followed_again() {
     relay.stop().await;
     stack.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_log_with_a_hole_ends_the_following_and_the_relay_says_why_it_does_not_go_on() {
+    let mut ledger = Ledger::open().await;
+    let relay = ledger.relay().await;
+    ledger.stream_where("a stream", |_| true).await;
+    ledger.append_many(5).await;
+    ledger.stream_where("relayed", |info| info.state.last_sequence == 5).await;
+    relay.stop().await;
+    ledger.append_many(1).await;
+    // As a disk or a careless hand would do it: no role may.
+    let owner = sqlx::PgPool::connect(&ledger.url).await.unwrap();
+    let hole = "set session_replication_role = replica; delete from ledger.events where position = 12";
+    sqlx::raw_sql(hole).execute(&owner).await.unwrap();
+
+    let mut follow = Follow::start(ledger.log().await, ledger.settings.clone(), 5).await;
+    let error = timeout(PATIENCE, follow.next()).await.unwrap().unwrap_err();
+    assert!(error.is_final() && error.to_string().contains("position 12"), "{error}");
+
+    let relay = Relay::new(ledger.log().await, ledger.settings.clone());
+    let shutdown = Shutdown::new();
+    let running = tokio::spawn({
+        let (relay, shutdown) = (relay.clone(), shutdown.clone());
+        async move { relay.run(shutdown).await }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !relay.check().is_err_and(|reason| reason.contains("position 12")) {
+        assert!(Instant::now() < deadline, "last said: {:?}", relay.check());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Running { shutdown, task: running }.stop().await;
+}
