@@ -109,6 +109,7 @@ async fn the_documentation_is_served_offline_and_covers_every_door() {
         ("/v1/wallets/{id}/entries", "get"),
         ("/v1/wallets/{id}/freeze", "post"),
         ("/v1/transactions/transfer", "post"),
+        ("/v1/transactions/batch", "post"),
         ("/v1/transactions/adjustment", "post"),
         ("/v1/transactions/top-up", "post"),
         ("/v1/transactions/{id}", "get"),
