@@ -94,7 +94,7 @@ impl utoipa::PartialSchema for AmountText {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("Decimal, in major units, at most the currency's minor digits and 18 digits in all."))
+            .description(Some("Decimal, in major units, at most the currency's minor digits and 18 digits in all, zeros at the end aside."))
             .pattern(Some("^(0|[1-9][0-9]*)(\\.[0-9]+)?$"))
             .examples(["10.50"])
             .into()

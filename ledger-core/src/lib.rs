@@ -12,6 +12,8 @@ mod command;
 mod currency;
 mod event;
 mod id;
+#[cfg(any(test, fuzzing))]
+pub mod laws;
 mod money;
 mod partner;
 mod refusal;

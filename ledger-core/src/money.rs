@@ -47,7 +47,8 @@ impl Money {
     pub fn parse(text: &str, currency: Currency) -> Result<Self, AmountError> {
         let unsigned = text.strip_prefix('-');
         let (whole, fraction) = split(unsigned.unwrap_or(text)).ok_or(AmountError::Format)?;
-        if DIGITS_MAX < whole.len().saturating_add(fraction.len()) {
+        // Zeros at the end do not count: an amount is printed with all its minor digits, and what is printed must read back.
+        if DIGITS_MAX < whole.len().saturating_add(fraction.trim_end_matches('0').len()) {
             return Err(AmountError::OutOfRange);
         }
         let digits = currency.minor_digits();
