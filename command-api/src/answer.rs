@@ -225,7 +225,8 @@ impl From<CommandError> for Refused {
             CommandError::OutcomeUnknown => Problem::of("outcome-unknown").retry_after(2),
             CommandError::Unavailable => Problem::of("storage-unavailable").retry_after(2),
         };
-        if problem.status().is_server_error() {
+        if problem.status().is_server_error() && !matches!(error, CommandError::Overloaded) {
+            // A line for each command too many would be work when there is too much of it; the metrics count them.
             tracing::warn!(%error, slug = problem.slug(), "a command was not answered by the ledger");
         }
         Self { problem, recorded: None }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use crate::door::Guest;
 use crate::http::Limits;
 use crate::refusal::Refusal;
 use crate::socket::Conversation;
@@ -28,6 +29,7 @@ pub(crate) struct RequestBody {
     timer: Option<Pin<Box<Sleep>>>, // only for a body that makes us wait
     fault: Fault,
     conversation: Arc<Conversation>,
+    guest: Option<Guest>, // enters with the last byte
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +41,23 @@ pub(crate) enum BodyError {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, limits: &Limits, fault: Fault, conversation: Arc<Conversation>) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        limits: &Limits,
+        fault: Fault,
+        conversation: Arc<Conversation>,
+        guest: Option<Guest>,
+    ) -> Self {
         let (bytes_max, until) = (limits.body_bytes, Instant::now() + limits.body_time);
-        Self { incoming, bytes_max, bytes_left: bytes_max, until, timer: None, fault, conversation }
+        let body = Self { incoming, bytes_max, bytes_left: bytes_max, until, timer: None, fault, conversation, guest };
+        body.enter_if_whole();
+        body
+    }
+
+    fn enter_if_whole(&self) {
+        if let Some(guest) = self.guest.as_ref().filter(|_| self.incoming.is_end_stream()) {
+            guest.enter();
+        }
     }
 
     fn refuse(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -77,10 +93,14 @@ impl HttpBody for RequestBody {
                 if self.until <= Instant::now() && !self.incoming.is_end_stream() {
                     return self.refuse(Refusal::SlowBody);
                 }
+                self.enter_if_whole();
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.guest.iter().for_each(Guest::enter); // a body in chunks is whole when its end was read
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 let until = self.until;
                 let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));

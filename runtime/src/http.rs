@@ -31,6 +31,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -38,6 +39,8 @@ use tokio::time::{sleep, timeout};
 use tower::Service;
 
 use crate::body::{Fault, RequestBody, ResponseBody};
+use crate::door::Door;
+use crate::metrics;
 use crate::refusal::Refusal;
 pub use crate::refusal::problem;
 use crate::request_id::{self, RequestId};
@@ -49,6 +52,8 @@ use crate::socket::{Conversation, Socket};
 pub struct Limits {
     /// Open connections; one more is answered 503 and closed.
     pub connections: usize,
+    /// Requests at work, reads not counted; one more is answered 503. Less than there are connections, or it is never felt.
+    pub requests: usize,
     /// From a request's first byte to the end of its header; also from connecting to the first byte.
     pub header_time: Duration,
     /// From the end of the header to the end of the body.
@@ -73,6 +78,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            requests: 256,
             header_time: Duration::from_secs(10),
             body_time: Duration::from_secs(15),
             idle_time: Duration::from_secs(60),
@@ -91,6 +97,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     raise_file_limit();
     let limits = Arc::new(limits);
     let places = Arc::new(Semaphore::new(limits.connections));
+    let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
+    let door = Arc::new(Door::new(limits.requests));
     let mut connections = JoinSet::new();
     let mut stop = pin!(shutdown.requested());
     loop {
@@ -109,10 +117,15 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            turn_away(stream);
+            if let (Some(stream), Ok(place)) = (turn_away(stream), lingering.clone().try_acquire_owned()) {
+                connections.spawn(async move {
+                    linger(stream).await;
+                    drop(place);
+                });
+            }
             continue;
         };
-        let connection = converse(stream, peer, router.clone(), limits.clone(), shutdown.clone());
+        let connection = converse(stream, peer, router.clone(), limits.clone(), door.clone(), shutdown.clone());
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -141,14 +154,39 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's buffer for a head must hold more than we accept, so that it is we who refuse. This is also its size for bodies.
 const BUFFER_MIN: usize = 64 * 1024;
 
-fn turn_away(stream: TcpStream) {
+/// The largest body that is read to its end although its request is refused.
+const PASSED_OVER_MAX: u64 = 64 * 1024;
+
+/// Of those turned away, so many at a time are given a moment to read why.
+const LINGERING_MAX: usize = 128;
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 * 1024;
+
+/// The whole answer, for nobody asked yet. `None` if the client has gone.
+fn turn_away(stream: TcpStream) -> Option<TcpStream> {
     tracing::debug!("turned a connection away: all places are taken");
-    // An empty send buffer takes the answer whole, without waiting; more is not owed. The runtime may not know yet that it is empty.
-    let _ = stream.into_std().and_then(|mut stream| stream.write(&Refusal::Overloaded.bytes(&RequestId::mint())));
+    // An empty send buffer takes the answer whole, without waiting. The runtime may not know yet that it is empty.
+    let mut stream = stream.into_std().ok()?;
+    stream.write_all(&Refusal::Overloaded.bytes(&RequestId::mint())).ok()?;
+    stream.shutdown(std::net::Shutdown::Write).ok()?;
+    TcpStream::from_std(stream).ok()
+}
+
+/// Closing before a request that is under way has come makes the kernel reset the connection, and takes our answer with it.
+async fn linger(stream: TcpStream) {
+    let mut rest = stream.take(LINGER_BYTES);
+    let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await; // whatever comes, it ends here
 }
 
 /// One connection from its first byte to its last.
-async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: Arc<Limits>, shutdown: Shutdown) {
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Arc<Limits>,
+    door: Arc<Door>,
+    shutdown: Shutdown,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(%error, "the connection ended before it began");
     }
@@ -162,6 +200,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, limits: A
             peer,
             countable,
             limits: limits.clone(),
+            door: door.clone(),
             conversation: conversation.clone(),
             shutdown: told.clone(),
         };
@@ -199,6 +238,7 @@ struct Call {
     /// There is one way to tell where its body ends.
     countable: bool,
     limits: Arc<Limits>,
+    door: Arc<Door>,
     conversation: Arc<Conversation>,
     shutdown: Shutdown,
 }
@@ -209,14 +249,19 @@ async fn answer(
     mut router: Router,
     call: Call,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let Call { peer, countable, limits, conversation, shutdown } = call;
+    let Call { peer, countable, limits, door, conversation, shutdown } = call;
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
+    let guest = if countable { door.admit(&parts.method) } else { Some(None) };
+    let Some(guest) = guest else {
+        let body = RequestBody::new(incoming, &limits, Fault::default(), conversation.clone(), None);
+        return Ok(overloaded(&parts, body, begun).await.map(|body| ResponseBody::new(body, conversation)));
+    };
     let id = RequestId::of(None, &parts.headers);
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let body_sent = !incoming.is_end_stream();
     let fault = Fault::default();
-    let body = RequestBody::new(incoming, &limits, fault.clone(), conversation.clone());
+    let body = RequestBody::new(incoming, &limits, fault.clone(), conversation.clone(), guest.clone());
 
     let mut refusal = if countable { refuse(&parts, &limits) } else { Some(Refusal::Malformed) };
     let mut response = None;
@@ -254,6 +299,26 @@ async fn answer(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| ResponseBody::new(body, conversation)))
+}
+
+/// One request too many. Its connection can be used again, for a new one would cost more: a small body is read and let go.
+async fn overloaded(head: &Parts, mut body: RequestBody, begun: Instant) -> Response {
+    let id = RequestId::of(None, &head.headers);
+    let small = body.size_hint().upper().is_some_and(|bytes| bytes <= PASSED_OVER_MAX);
+    let mut passed_over = body.is_end_stream() || small && !head.headers.contains_key(header::EXPECT);
+    while passed_over && !body.is_end_stream() {
+        match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) => passed_over = false, // too slow, or broken
+            None => break,
+        }
+    }
+    metrics::record(head.method.as_str(), "refused", Refusal::Overloaded.status(), begun.elapsed());
+    let mut response = Refusal::Overloaded.response(head.uri.path(), &id);
+    if !passed_over {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What can be refused from the head alone.

@@ -12,6 +12,7 @@ pub mod shutdown;
 pub mod telemetry;
 
 mod body;
+mod door;
 mod metrics;
 mod refusal;
 mod socket;

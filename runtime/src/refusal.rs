@@ -16,6 +16,9 @@ const ECHO_MAX: usize = 64;
 
 const CONTENT_TYPE: &str = "application/problem+json";
 
+/// Seconds, for whoever was too many.
+const RETRY_AFTER: &str = "1";
+
 /// A problem document as an answer. `instance` is the request's path, without its query; an empty `slug` means that the status says it all (`about:blank`).
 pub fn problem(
     status: StatusCode,
@@ -65,14 +68,18 @@ impl Refusal {
 
     pub(crate) fn response(&self, instance: &str, id: &RequestId) -> Response {
         let (status, slug, title, detail) = self.row();
-        problem(status, slug, title, &detail, Some(instance), Some(id))
+        let mut response = problem(status, slug, title, &detail, Some(instance), Some(id));
+        if *self == Self::Overloaded {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        response
     }
 
     /// The same for a socket: a whole HTTP/1.1 response that ends the connection.
     pub(crate) fn bytes(&self, id: &RequestId) -> Vec<u8> {
         let (status, slug, title, detail) = self.row();
         let body = document(status, slug, title, &detail, None, Some(id));
-        let retry = if *self == Self::Overloaded { "retry-after: 1\r\n" } else { "" };
+        let retry = if *self == Self::Overloaded { format!("retry-after: {RETRY_AFTER}\r\n") } else { String::new() };
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\n{retry}{}: {id}\r\n\r\n",
             body.len(),
@@ -131,7 +138,7 @@ impl Refusal {
                 S::SERVICE_UNAVAILABLE,
                 "overloaded",
                 "Overloaded",
-                "Too many connections are open. Nothing was executed.".into(),
+                "The server has more to do than it can. Nothing was executed.".into(),
             ),
             Self::Panicked => (
                 S::INTERNAL_SERVER_ERROR,

@@ -163,6 +163,10 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
+fn post(path: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
 fn get_and_close(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 }
@@ -388,6 +392,70 @@ async fn a_connection_beyond_the_cap_is_turned_away_and_the_others_go_on() {
 
     drop(second);
     server.gives_a_place_away().await;
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_places_is_refused_before_any_handler_and_its_connection_goes_on() {
+    let (entered, release, calls) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (enters, released, counted) = (entered.clone(), release.clone(), calls.clone());
+    let handler = async move |_: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        enters.notify_one();
+        released.notified().await;
+        "done"
+    };
+    let router = Router::new().route("/", routing::get(async || "read")).route("/work", routing::post(handler));
+    let server = Server::start_with(router, Limits { requests: 1, ..Limits::default() }).await;
+    let (mut first, mut second) = (server.connect().await, server.connect().await);
+    first.write_all(post("/work", "12345").as_bytes()).await.unwrap();
+    entered.notified().await;
+
+    for _ in 0..3 {
+        second.write_all(post("/work", "12345").as_bytes()).await.unwrap();
+        let refused = read_one(&mut second).await;
+        refused.is_problem(503, "/problems/overloaded");
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert_eq!(refused.header("connection"), None, "a new connection would cost more");
+    }
+    second.write_all(get("/").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut second).await.body, "read", "whoever reads passes freely");
+    // A body that nobody would like to read to its end ends the connection.
+    let huge = server.exchange("POST /work HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n12345").await;
+    huge.is_problem(503, "/problems/overloaded");
+    assert_eq!(huge.header("connection"), Some("close"));
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+
+    release.notify_one();
+    assert_eq!(read_one(&mut first).await.body, "done");
+    release.notify_one();
+    second.write_all(post("/work", "12345").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut second).await.body, "done");
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_body_that_is_slow_to_arrive_takes_no_place_from_others() {
+    let server = Server::start(Limits { requests: 1, ..Limits::default() }).await;
+    let mut slow = server.connect().await;
+    slow.write_all(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nsl").await.unwrap();
+    let mut quick = server.connect().await;
+    for _ in 0..3 {
+        quick.write_all(post("/echo", "quick").as_bytes()).await.unwrap();
+        assert_eq!(read_one(&mut quick).await.body, "quick");
+    }
+    slow.write_all(b"ow").await.unwrap();
+    assert_eq!(read_one(&mut slow).await.body, "slow");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_before_it_reads_still_learns_that_it_was_turned_away() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() }).await;
+    let mut first = server.connect().await;
+    first.write_all(get("/").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut first).await.status, 200);
+    for _ in 0..20 {
+        server.exchange(post("/echo", &"x".repeat(10_000))).await.is_problem(503, "/problems/overloaded");
+    }
 }
 
 #[tokio::test]

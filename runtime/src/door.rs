@@ -1,0 +1,86 @@
+//! The door: how many requests may be at work at once, and what is told to one more.
+//!
+//! A server that takes on more than it can do answers all of it late. One request more than there are places is refused
+//! from its head alone, before a token is verified, JSON is parsed or anything is asked of anybody: a refusal must cost
+//! a small part of the work that it spares, or there is no time left for what was let in.
+//!
+//! A request takes its place when its body has arrived, so slow senders cannot fill the places; and leaves it with the
+//! head of its answer. Reads pass freely: some wait on purpose, health is among them, and they have other bounds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+
+/// One for all connections of a server.
+pub(crate) struct Door {
+    places: usize,
+    taken: AtomicUsize,
+    /// Since it was last said in the log, and when that was, in milliseconds since `begun`.
+    refused: AtomicU64,
+    said_at: AtomicU64,
+    begun: Instant,
+}
+
+/// A request that may have a place; the place is free again when the last clone is gone.
+#[derive(Clone)]
+pub(crate) struct Guest(Arc<Entry>);
+
+struct Entry {
+    door: Arc<Door>,
+    entered: AtomicBool,
+}
+
+/// A line for each refusal would be more work than the refusal.
+const SAID_EVERY: Duration = Duration::from_secs(1);
+
+impl Door {
+    pub(crate) fn new(places: usize) -> Self {
+        let (taken, refused, said_at) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { places, taken, refused, said_at, begun: Instant::now() }
+    }
+
+    /// Nobody, if there is no place for such a request. What enters meanwhile is bounded by the number of connections.
+    pub(crate) fn admit(self: &Arc<Self>, method: &Method) -> Option<Option<Guest>> {
+        if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+            return Some(None);
+        }
+        if self.places <= self.taken.load(Ordering::Relaxed) {
+            self.turned_away();
+            return None;
+        }
+        Some(Some(Guest(Arc::new(Entry { door: self.clone(), entered: AtomicBool::new(false) }))))
+    }
+
+    fn turned_away(&self) {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let said_at = self.said_at.load(Ordering::Relaxed);
+        let every = u64::try_from(SAID_EVERY.as_millis()).unwrap_or(u64::MAX);
+        if said_at != 0 && now < said_at.saturating_add(every) {
+            return;
+        }
+        if self.said_at.compare_exchange(said_at, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.refused.fetch_sub(refused, Ordering::Relaxed);
+            tracing::warn!(requests.refused = refused, places = self.places, "overloaded: more requests than places");
+        }
+    }
+}
+
+impl Guest {
+    /// The request is here whole: from now on it is work.
+    pub(crate) fn enter(&self) {
+        if !self.0.entered.swap(true, Ordering::Relaxed) {
+            self.0.door.taken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if *self.entered.get_mut() {
+            self.door.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
