@@ -1,0 +1,4 @@
+//! Runs the law of cursors; it is stated in `api-contract/src/laws.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| api_contract::laws::cursor(bytes));
