@@ -164,7 +164,11 @@ impl Relay {
             }
             if commits.is_empty() {
                 self.works(&cursor);
-                session.bus.during(async { Ok::<_, bus::Lost>(sleep(look).await) }).await?;
+                let pause = async {
+                    sleep(look).await;
+                    Ok::<_, bus::Lost>(())
+                };
+                session.bus.during(pause).await?;
                 look = LOOK_MAX.min(look * 2);
                 continue;
             }

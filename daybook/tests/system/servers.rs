@@ -71,7 +71,7 @@ async fn a_private_server_that_dies_comes_back_and_everything_goes_on() {
             let id = serde_json::from_str::<Value>(&body).unwrap()["id"].clone();
             positions.push((position.unwrap().to_str().unwrap().to_owned(), id));
         }
-        println!("{what}: five transfers were done after {:?}", killed.elapsed());
+        eprintln!("{what}: five transfers were done after {:?}", killed.elapsed());
 
         let (position, _) = positions.last().unwrap();
         let shown = || async {
@@ -80,11 +80,11 @@ async fn a_private_server_that_dies_comes_back_and_everything_goes_on() {
             (balance.status(), balance.text().await.unwrap())
         };
         eventually("the view shows them", shown, |seen| seen.0 == StatusCode::OK).await;
-        println!("{what}: the views had them after {:?}", killed.elapsed());
+        eprintln!("{what}: the views had them after {:?}", killed.elapsed());
         let told = || async { received.lock().unwrap().clone() };
         let all = |seen: &Vec<Value>| positions.iter().all(|(_, id)| seen.iter().any(|body| body["data"]["id"] == *id));
         eventually("webhooks tell of them", told, all).await;
-        println!("{what}: the webhooks were there after {:?}", killed.elapsed());
+        eprintln!("{what}: the webhooks were there after {:?}", killed.elapsed());
         assert!(killed.elapsed() < BACK_MAX, "{what}: {:?}", killed.elapsed());
     }
 

@@ -29,7 +29,7 @@ async fn a_follower_whose_database_fell_silent_goes_on_over_a_new_connection() {
         let began = Instant::now();
         let next = ledger.append_many(3).await;
         follower.has(next).await;
-        println!("a follower's silent database: healed after {:?}", began.elapsed());
+        eprintln!("a follower's silent database: healed after {:?}", began.elapsed());
         assert!(began.elapsed() < HEALED_MAX, "{:?}", began.elapsed());
     }
 }
@@ -46,11 +46,11 @@ async fn a_follower_whose_bus_fell_silent_reads_postgres_and_then_listens_again(
     let began = Instant::now();
     let next = ledger.append_many(3).await;
     follower.has(next).await;
-    println!("a follower's silent bus: the next commit came after {:?}", began.elapsed());
+    eprintln!("a follower's silent bus: the next commit came after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(3), "Postgres is looked at twice a second");
     // The old consumer stays until the server gives it up.
     ledger.stream_where("it listens again", |info| info.state.consumer_count == 2).await;
-    println!("a follower's silent bus: it listened again after {:?}", began.elapsed());
+    eprintln!("a follower's silent bus: it listened again after {:?}", began.elapsed());
     relay.stop().await;
 }
 
@@ -69,7 +69,7 @@ async fn a_relay_whose_bus_or_database_fell_silent_goes_on_over_a_new_connection
         let began = Instant::now();
         let next = ledger.append_many(3).await;
         ledger.stream_where("relayed", |info| relayed(info) == next).await;
-        println!("a relay's silent {what}: healed after {:?}", began.elapsed());
+        eprintln!("a relay's silent {what}: healed after {:?}", began.elapsed());
         assert!(began.elapsed() < HEALED_MAX, "{what}: {:?}", began.elapsed());
     }
     relay.stop().await;

@@ -99,7 +99,7 @@ async fn check(what: &str, harm: impl AsyncFnOnce(&Bus, &Load)) {
     recorders[1].crash().await; // one of them begins anew in the middle
     load.goes_on_for(200).await;
     let (lag_back, longest) = lag_back(&load, &recorders[0], back);
-    println!(
+    eprintln!(
         "{what}: relayed after {caught_up:?}, followed after {listening:?}, lag under 1 s after {lag_back:?}, then {longest:?} at most"
     );
     for figure in [caught_up, listening, lag_back] {
