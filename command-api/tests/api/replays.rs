@@ -1,11 +1,18 @@
 //! What a key answers, for everything that can be answered under one: the same bytes, wherever and whenever it is asked.
 
+use std::time::Duration;
+
 use ledger_engine::Settings;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::time::Instant;
 
 use crate::door::{Answer, Call, Door};
 use crate::held::Held;
 use crate::money::transfer;
+
+/// More than any of these tests needs.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One call under a key.
 struct Asked {
@@ -264,7 +271,7 @@ async fn what_was_refused_as_overloaded_is_executed_when_it_is_repeated() {
     for number in 0..64 {
         let key = format!("k{number}");
         let mut call = Box::pin(call(&key));
-        let answer = tokio::time::timeout(std::time::Duration::from_millis(300), &mut call).await;
+        let answer = tokio::time::timeout(Duration::from_millis(300), &mut call).await;
         match answer {
             Ok(answer) => {
                 answer.problem(503, "overloaded");
@@ -285,6 +292,47 @@ async fn what_was_refused_as_overloaded_is_executed_when_it_is_repeated() {
     first.expect(201);
     assert!(!first.replayed(), "it was not executed before");
     call(&refused).await.repeats(&first);
+}
+
+#[tokio::test]
+async fn what_was_refused_by_a_rate_limit_is_executed_when_it_is_repeated() {
+    let door = Door::open().await;
+    let (partner, alice, bob) = door.alice_and_bob("1000.00").await;
+    let mut owner = PgConnection::connect(door.database_url()).await.unwrap();
+    let body = transfer(&alice, &bob, "0.01");
+    let call = async |number: u32| {
+        let key = format!("k{number}");
+        door.post("/v1/transactions/transfer").token(&partner.token).key(&key).json(&body).await
+    };
+    let partner_id = uuid::Uuid::parse_str(partner.id.trim_start_matches("par_")).unwrap();
+    let limit = "insert into access.rate_limits (partner_id, requests, seconds) values ($1, 3, 3600)";
+    sqlx::query(limit).bind(partner_id).execute(&mut owner).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut key = 0;
+    loop {
+        let answer = call(key).await;
+        if answer.status == 429 {
+            answer.problem(429, "rate-limited");
+            break;
+        }
+        answer.expect(201);
+        assert!(Instant::now() < deadline, "the limit never came into force");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        key += 1;
+    }
+    sqlx::query("delete from access.rate_limits").execute(&mut owner).await.unwrap();
+    let first = loop {
+        let answer = call(key).await;
+        if answer.status != 429 {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "the limit never ended");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    first.expect(201);
+    assert!(!first.replayed(), "it was not executed before");
+    call(key).await.repeats(&first);
+    assert_eq!(door.balances().await[&bob], i64::from(key) + 1);
 }
 
 /// The same JSON with its fields in reverse order, with much white space, and with letters as escapes.
