@@ -15,6 +15,7 @@ mod migrate;
 mod progress;
 mod rebuild;
 mod receive;
+mod torture;
 mod up;
 mod verify;
 
@@ -47,6 +48,8 @@ enum Command {
     Rebuild(rebuild::Options),
     /// Receives webhooks, checks their signatures and prints them: a receiver to try things with.
     Receive(receive::Options),
+    /// Kills, cuts and stalls a system of its own under load, and checks from outside that every promise was kept.
+    Torture(torture::Options),
 }
 
 fn main() -> ExitCode {
@@ -87,5 +90,6 @@ async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => verify::run(options),
         Command::Rebuild(options) => rebuild::run(options).await,
         Command::Receive(options) => receive::run(options).await,
+        Command::Torture(options) => torture::run(options).await,
     }
 }
