@@ -61,3 +61,45 @@ async fn the_dispatcher_outlives_postgres_and_nats_and_records_what_came_of_an_a
     assert_eq!(seen[1].header("x-daybook-event"), "wallet.opened");
     stack.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_shows_in_readiness_until_it_is_repaired() {
+    let mut system = System::start_without_dispatching("6h").await;
+    let receiver = Receiver::start(|_| Reply::Status(200)).await;
+    let partner = system.partner().await;
+    partner.register(&receiver).await;
+    system.wallet(&partner).await;
+    let dispatcher = system.another_dispatcher(true);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ready = format!("http://{}/readyz", listener.local_addr().unwrap());
+    let router = webhook_dispatcher::health(&dispatcher).router();
+    let (limits, shutdown) = (runtime::http::Limits::default(), runtime::shutdown::Shutdown::new());
+    tokio::spawn(runtime::http::serve(listener, router, limits, shutdown.clone()));
+    let readiness = || async {
+        let answer = reqwest::get(&ready).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(readiness().await.0, 200);
+
+    // As a disk or a careless hand would do it: no role may.
+    let forge = |from: &str, to: &str| {
+        format!(
+            "do $$ begin
+                 perform set_config('session_replication_role', 'replica', true);
+                 update ledger.events set payload = replace(payload::text, '{from}', '{to}')::json
+                 where event_type = 'WalletOpened';
+             end $$"
+        )
+    };
+    system.sql(&forge("\"WalletOpened\"", "\"WalletOpenedd\"")).await;
+    let running = system.run(dispatcher);
+    let seen = eventually("it is not ready", readiness, |(status, _)| *status == 503).await;
+    assert!(seen.1.contains(r#""name":"webhooks-log","status":"failed""#), "{}", seen.1);
+    assert_eq!(receiver.seen().len(), 0);
+
+    system.sql(&forge("\"WalletOpenedd\"", "\"WalletOpened\"")).await;
+    eventually("it is ready again", readiness, |(status, _)| *status == 200).await;
+    receiver.wait_for(1).await;
+    shutdown.trigger();
+    running.abort();
+}
