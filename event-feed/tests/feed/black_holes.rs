@@ -74,3 +74,26 @@ async fn a_relay_whose_bus_or_database_fell_silent_goes_on_over_a_new_connection
     }
     relay.stop().await;
 }
+
+/// What services other than followers stand on. With sqlx alone its one place would stay taken.
+#[tokio::test]
+async fn a_pool_whose_only_connection_fell_silent_has_a_new_one_soon() {
+    let ledger = Ledger::open().await;
+    let proxy = Proxy::before(&ledger.url).await;
+    let options: sqlx::postgres::PgConnectOptions = proxy.url(&ledger.url).parse().unwrap();
+    let pool = event_feed::pool_options(1).connect_with(options).await.unwrap();
+    let ask = || async {
+        let ask = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&pool);
+        event_feed::within(Duration::from_secs(1), ask).await
+    };
+    for idle in [Duration::ZERO, Duration::from_millis(1_200)] {
+        ask().await.unwrap();
+        tokio::time::sleep(idle).await; // long enough to be asked for a sign of life first, or not
+        proxy.freeze();
+        let began = Instant::now();
+        while ask().await.is_err() {
+            assert!(began.elapsed() < HEALED_MAX, "{:?}", began.elapsed());
+        }
+        eprintln!("a pool's silent connection: replaced after {:?}", began.elapsed());
+    }
+}
