@@ -1,0 +1,168 @@
+//! What was measured: latencies, rates and what they cost, as a table for people and as JSON for programs.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::machine::Used;
+
+/// One line of the report: one workload in one variant.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Figure {
+    pub(crate) workload: &'static str,
+    pub(crate) parts: Parts,
+    pub(crate) variant: String,
+    /// Commands, or transactions of `pgbench`, that are in the log.
+    pub(crate) done: u64,
+    pub(crate) seconds: f64,
+    pub(crate) per_second: f64,
+    /// Against the yardstick of the same run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) used: Option<Used>,
+    /// What only this workload has to say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notes: Vec<String>,
+}
+
+/// What ran beside the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Parts {
+    /// No product at all.
+    Postgres,
+    /// No feed, no views, no webhooks, no workflows.
+    EngineAlone,
+    EverythingOn,
+}
+
+/// In milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+/// How long things took: microseconds up to two minutes, in bounded memory, to three digits.
+#[derive(Clone, Debug)]
+pub(crate) struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    pub(crate) fn new() -> Self {
+        Self(Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("bounds that a histogram can have"))
+    }
+
+    pub(crate) fn record(&mut self, took: Duration) {
+        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    pub(crate) fn at(&self, quantile: f64) -> Duration {
+        Duration::from_micros(self.0.value_at_quantile(quantile))
+    }
+
+    pub(crate) fn summary(&self) -> Option<Latency> {
+        let at = |quantile| millis(self.at(quantile));
+        (0 < self.count()).then(|| Latency { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0) })
+    }
+}
+
+const MICROS_MAX: u64 = 120_000_000;
+
+impl Figure {
+    pub(crate) fn new(
+        workload: &'static str,
+        parts: Parts,
+        variant: impl Into<String>,
+        done: u64,
+        took: Duration,
+    ) -> Self {
+        Self {
+            workload,
+            parts,
+            variant: variant.into(),
+            done,
+            seconds: took.as_secs_f64(),
+            per_second: rate(done, took),
+            ratio: None,
+            latency: None,
+            used: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// All figures of one run, one under the other.
+pub(crate) fn table(figures: &[Figure]) -> String {
+    let mut text = format!(
+        "{:<10} {:<13} {:<27} {:>9} {:>7} {:>9} {:>9} {:>9}  {:<29} {:>8} {:>8}\n",
+        "workload",
+        "parts",
+        "",
+        "per s",
+        "ratio",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "CPU: us + Postgres + load",
+        "RSS MiB",
+        "WAL B/op"
+    );
+    for figure in figures {
+        let parts = match figure.parts {
+            Parts::Postgres => "Postgres",
+            Parts::EngineAlone => "engine alone",
+            Parts::EverythingOn => "everything on",
+        };
+        let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.1}×"));
+        let latency =
+            |of: fn(&Latency) -> f64| figure.latency.map_or_else(String::new, |all| format!("{:.2}", of(&all)));
+        let used = |of: fn(&Used) -> String| figure.used.as_ref().map_or_else(String::new, of);
+        let line = format!(
+            "{:<10} {:<13} {:<27} {:>9.0} {:>7} {:>9} {:>9} {:>9}  {:<29} {:>8} {:>8}",
+            figure.workload,
+            parts,
+            figure.variant,
+            figure.per_second,
+            ratio,
+            latency(|all| all.p50),
+            latency(|all| all.p99),
+            latency(|all| all.max),
+            used(|used| format!("{:.2} + {:.2} + {:.2}", used.server_cores, used.postgres_cores, used.load_cores)),
+            used(|used| used.server_rss_mib.to_string()),
+            used(|used| used.wal_bytes_per_command.to_string()),
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
+        for note in &figure.notes {
+            writeln!(text, "           {note}").expect("a String takes everything");
+        }
+    }
+    text
+}
+
+#[expect(clippy::float_arithmetic, reason = "a rate, not money")]
+pub(crate) fn rate(count: u64, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+#[expect(clippy::float_arithmetic, reason = "a ratio, not money")]
+pub(crate) fn ratio(one: f64, other: f64) -> f64 {
+    one / other.max(f64::MIN_POSITIVE)
+}
+
+#[expect(clippy::float_arithmetic, reason = "a duration, not money")]
+pub(crate) fn millis(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}

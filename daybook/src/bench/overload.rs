@@ -1,0 +1,221 @@
+//! Ten times more than the server can do, for a minute; and what became of every request.
+//!
+//! First the capacity, closed loop. Then requests that are due at ten times that rate, whatever the answers are.
+//! Latencies count from the moment at which a request was due. Meanwhile health is asked for, memory is watched, and
+//! afterwards the log is asked whether what was refused was truly not executed. A light load before and after shows
+//! how long it takes until nobody notices any more.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::check;
+use super::figures::{Figure, Latencies, Parts, millis, ratio};
+use super::http::{Capacity, Tally, key, run_load};
+use super::load::{Answer, Pace};
+use super::machine::{Meter, rss_mib};
+use super::server::Server;
+
+/// How many times the capacity is asked for.
+const TIMES: u64 = 10;
+
+/// Below the server's cap on connections, so that it is requests that are too many.
+const CONNECTIONS: usize = 768;
+const CAPACITY_CONNECTIONS: usize = 256;
+
+const WARM_UP: Duration = Duration::from_secs(3);
+const CAPACITY_TIME: Duration = Duration::from_secs(10);
+const LIGHT_TIME: Duration = Duration::from_secs(10);
+
+/// For the answer to "is it normal again": short enough to see a few seconds, long enough to hold some answers.
+const WINDOW: Duration = Duration::from_millis(250);
+
+pub(crate) async fn run(
+    parts: Parts,
+    seconds: u64,
+    wallets: u64,
+    seed: u64,
+    say: impl Fn(&str),
+) -> anyhow::Result<Vec<Figure>> {
+    let with = if parts == Parts::EverythingOn { "everything on" } else { "engine alone" };
+    say(&format!("overload: starting the server, {with}, and {wallets} wallets"));
+    let server = Server::start(parts, wallets).await?;
+    let url = &server.database_url;
+    say("overload: capacity, closed loop");
+    let capacity = Capacity { server: &server, connections: CAPACITY_CONNECTIONS, seed };
+    capacity.measure("warm-up", WARM_UP).await?;
+    let (_, _, mut capacity) = capacity.measure_with_meter("capacity", CAPACITY_TIME, parts).await?;
+    capacity.workload = "overload";
+    capacity.variant = format!("capacity, {CAPACITY_CONNECTIONS} connections");
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive, and small")]
+    let per_second = (capacity.per_second as u64).max(10);
+
+    say("overload: a light load, before");
+    let light = Pace::Open { per_second: per_second / 5 };
+    let before = Windows::watch(&server, light, "before", seed)?;
+
+    let rate = TIMES * per_second;
+    say(&format!("overload: {rate} requests a second for {seconds} s, open loop"));
+    let position = check::head(url).await?;
+    let rss_before = rss_mib(server.pid());
+    let watch = Watch::start(server.address, server.pid());
+    let meter = Meter::start(server.pid(), url).await?;
+    let pace = Pace::Open { per_second: rate };
+    let (tally, sent) = run_load(&server, CONNECTIONS, pace, Duration::from_secs(seconds), "overload", seed, |_| ())?;
+    let used = meter.stop(tally.accepted.count()).await?;
+    let seen = watch.stop()?;
+    say("overload: a light load, after");
+    let after = Windows::watch(&server, light, "after", seed)?;
+    let rss_after = rss_mib(server.pid());
+
+    say("overload: comparing answers and log");
+    let verdict = check::compare(url, position, server.client, &tally.told, |number| key("overload", number)).await?;
+    server.stop().await?;
+
+    let mut overload =
+        Figure::new("overload", parts, format!("{TIMES} × capacity, open loop"), tally.accepted.count(), sent.took);
+    overload.ratio = None;
+    overload.latency = tally.accepted.summary();
+    overload.used = Some(used);
+    let goodput = ratio(overload.per_second, capacity.per_second);
+    overload.notes = vec![
+        format!(
+            "goodput {goodput:.2} of capacity; sent {} of {} due, {:.0}/s; {} reconnects",
+            sent.requests,
+            sent.requests + sent.unsent,
+            ratio(f64::from(u32::try_from(sent.requests).unwrap_or(u32::MAX)), sent.took.as_secs_f64()),
+            sent.reconnects,
+        ),
+        refusals(&tally),
+        format!(
+            "log: {} accepted and executed once, {} refused and not executed, {} accepted and lost, {} refused and \
+             executed, {} twice, {} unknown, {} other answers: {}",
+            verdict.accepted_and_executed_once,
+            verdict.refused_and_not_executed,
+            verdict.accepted_and_not_executed,
+            verdict.refused_and_executed,
+            verdict.executed_twice,
+            verdict.unknown_and_executed + verdict.unknown_and_not_executed,
+            verdict.answered_otherwise,
+            if verdict.holds() { "it holds" } else { "IT DOES NOT HOLD" },
+        ),
+        format!("other answers: {}", if tally.others() == 0 { "none".to_owned() } else { tally.statuses() }),
+        seen,
+        format!("memory: {rss_before} MiB before, {rss_after} MiB after the light load"),
+        match after.normal_after(&before) {
+            Some(time) => format!(
+                "normal again after {:.2} s (light load: p99 {:.1} ms before, {:.1} ms after)",
+                time.as_secs_f64(),
+                millis(before.all.at(0.99)),
+                millis(after.all.at(0.99))
+            ),
+            None => "NOT NORMAL again within the light load after it".to_owned(),
+        },
+    ];
+    Ok(vec![capacity, overload])
+}
+
+fn refusals(tally: &Tally) -> String {
+    let Some(latency) = tally.refused.summary() else { return "no refusals".to_owned() };
+    format!(
+        "{} refusals: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; {} without Retry-After",
+        tally.refused.count(),
+        latency.p50,
+        latency.p99,
+        latency.max,
+        tally.without_retry_after
+    )
+}
+
+/// A light load, cut into windows by when a request was due.
+struct Windows {
+    all: Latencies,
+    /// The worst latency of each, and whether all was granted.
+    windows: Vec<(Duration, bool)>,
+}
+
+impl Windows {
+    fn watch(server: &Server, pace: Pace, name: &str, seed: u64) -> anyhow::Result<Self> {
+        let mut windows: Vec<(Duration, bool)> = Vec::new();
+        let seen = |answer: &Answer<'_>| {
+            let due = answer.at.saturating_sub(answer.took);
+            let at = usize::try_from(due.as_millis() / WINDOW.as_millis()).expect("a few seconds");
+            if windows.len() <= at {
+                windows.resize(at + 1, (Duration::ZERO, true));
+            }
+            let (worst, granted) = &mut windows[at];
+            *worst = answer.took.max(*worst);
+            *granted &= answer.status == Some(201);
+        };
+        let (tally, _) = run_load(server, 64, pace, LIGHT_TIME, name, seed, seen)?;
+        Ok(Self { all: tally.accepted, windows })
+    }
+
+    /// The end of the last window in which anything was refused, or slower than anything before the overload was:
+    /// twice the slowest, and 50 ms where that is less, for a machine that others use too.
+    fn normal_after(&self, before: &Self) -> Option<Duration> {
+        let worst = before.windows.iter().map(|(worst, _)| *worst).max().unwrap_or_default();
+        let bound = (worst * 2).max(Duration::from_millis(50));
+        let normal = |(worst, granted): &(Duration, bool)| *granted && *worst <= bound;
+        let bad = self.windows.iter().rposition(|window| !normal(window)).map_or(0, |at| at + 1);
+        (bad < self.windows.len()).then(|| WINDOW * u32::try_from(bad).unwrap_or(u32::MAX))
+    }
+}
+
+/// Asks for health and looks at the memory, from a thread of its own.
+struct Watch {
+    over: Arc<AtomicBool>,
+    thread: thread::JoinHandle<String>,
+}
+
+impl Watch {
+    fn start(address: SocketAddr, pid: u32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        let thread = thread::spawn(move || {
+            let (mut latencies, mut failed, mut rss) = (Latencies::new(), Vec::new(), 0);
+            let mut asked = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for path in ["/healthz", "/readyz"] {
+                    let begun = Instant::now();
+                    asked += 1;
+                    match status_of(address, path) {
+                        Ok(200) => latencies.record(begun.elapsed()),
+                        Ok(status) => failed.push(format!("{path} {status}")),
+                        Err(error) => failed.push(format!("{path} {error:#}")),
+                    }
+                }
+                rss = rss.max(rss_mib(pid));
+                thread::sleep(Duration::from_millis(200));
+            }
+            failed.truncate(4);
+            let (p50, p99) = (millis(latencies.at(0.5)), millis(latencies.at(0.99)));
+            let failed = if failed.is_empty() { "none failed".to_owned() } else { format!("FAILED: {failed:?}") };
+            format!(
+                "health, new connections: {asked} asked, p50 {p50:.1} ms, p99 {p99:.1} ms, {failed}; {rss} MiB at most"
+            )
+        });
+        Self { over, thread }
+    }
+
+    fn stop(self) -> anyhow::Result<String> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the thread that asked for health panicked"))
+    }
+}
+
+fn status_of(address: SocketAddr, path: &str) -> anyhow::Result<u16> {
+    let patience = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let status = answer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    status.context("no status")
+}
