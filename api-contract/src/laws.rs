@@ -96,7 +96,7 @@ pub fn token(bytes: &[u8]) {
     forgeries.extend(std::str::from_utf8(bytes).map(str::to_owned));
     if let [place, letter, rest @ ..] = bytes {
         let mut changed: Vec<char> = good.chars().collect();
-        let place = (usize::from(*place) << 2 | usize::from(rest.len() & 3)) % changed.len();
+        let place = (usize::from(*place) << 2 | rest.len() & 3) % changed.len();
         changed[place] = char::from(letter & 0x7F);
         forgeries.push(changed.into_iter().collect());
     }
