@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgPool, Row};
 use time::OffsetDateTime;
 
 use crate::record::{COLUMNS, from_row, sized};
-use crate::writer::within;
+use crate::writer::in_time;
 use crate::{Commit, Head, RecordedEvent, StoreError};
 
 /// The log, for any role that may read the schema `ledger`.
@@ -133,14 +133,14 @@ impl Log {
              order by aggregate_id, sequence"
         );
         let rows = sqlx::query(&select).bind(aggregate_type).bind(aggregate_ids).fetch_all(&self.pool);
-        within(rows).await?.iter().map(from_row).collect()
+        in_time(rows).await?.iter().map(from_row).collect()
     }
 
     /// Which of these keys the log knows, and what each was used for.
     pub async fn known_keys(&self, keys: &[[u8; 16]]) -> Result<Vec<Key>, StoreError> {
         let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
         let query = sqlx::query("select key_hash, request_hash from ledger.events where key_hash = any($1)").bind(keys);
-        let rows = within(query.fetch_all(&self.pool)).await?;
+        let rows = in_time(query.fetch_all(&self.pool)).await?;
         let key = |row: &PgRow| {
             Ok(Key {
                 hash: sized("key_hash", row.try_get("key_hash")?)?,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::hash::Hash;
 use crate::record::sized;
-use crate::writer::within;
+use crate::writer::in_time;
 use crate::{Head, Log, StoreError};
 
 /// How wallets and partners are written. A change of their shape takes the next number, and begins with an empty snapshot.
@@ -45,7 +45,7 @@ impl Snapshots {
 
     pub async fn head(&self) -> Result<Option<SnapshotHead>, StoreError> {
         let query = sqlx::query("select position, commit_number, chain from ledger.book_snapshot where format = $1");
-        let Some(row) = within(query.bind(FORMAT).fetch_optional(&self.pool)).await? else { return Ok(None) };
+        let Some(row) = in_time(query.bind(FORMAT).fetch_optional(&self.pool)).await? else { return Ok(None) };
         Ok(Some(SnapshotHead {
             position: row.try_get("position")?,
             commit: row.try_get("commit_number")?,
@@ -59,7 +59,7 @@ impl Snapshots {
         if !missing.wallets.is_empty() {
             let ids: Vec<Uuid> = missing.wallets.iter().map(|id| id.uuid()).collect();
             let query = "select id, position, wallet from ledger.book_wallets where format = $1 and id = any($2)";
-            let rows = within(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
+            let rows = in_time(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
             for row in &rows {
                 let (id, at) = place(row)?;
                 pages.wallets.push((WalletId::from_uuid(id), page(row, "wallet")?, at));
@@ -68,7 +68,7 @@ impl Snapshots {
         if !missing.partners.is_empty() {
             let ids: Vec<Uuid> = missing.partners.iter().map(|id| id.uuid()).collect();
             let query = "select id, position, partner from ledger.book_partners where format = $1 and id = any($2)";
-            let rows = within(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
+            let rows = in_time(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
             for row in &rows {
                 let (id, at) = place(row)?;
                 pages.partners.push((PartnerId::from_uuid(id), page(row, "partner")?, at));

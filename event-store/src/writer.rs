@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::hash::Hash;
-use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options};
+use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options, pool_options};
 
 /// How long an append may take before its outcome counts as unknown.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ impl Writer {
             }
             log::commits_after(connection, commit, events_max).await
         };
-        let tail = within(read).await;
+        let tail = in_time(read).await;
         self.has_turn = tail.is_ok();
         if tail.is_err() {
             self.connection = None; // its transaction dies with it
@@ -113,7 +113,7 @@ impl Writer {
     pub async fn give_turn_back(&mut self) {
         if std::mem::take(&mut self.has_turn)
             && let Some(connection) = &mut self.connection
-            && within(sqlx::query("rollback").execute(connection)).await.is_err()
+            && in_time(sqlx::query("rollback").execute(connection)).await.is_err()
         {
             self.connection = None;
         }
@@ -123,7 +123,7 @@ impl Writer {
     pub async fn chain_of(&mut self, commit: i64) -> Result<Option<Hash>, StoreError> {
         let connection = self.connection().await?;
         let query = sqlx::query_scalar("select chain from ledger.commits where number = $1").bind(commit);
-        let found: Option<Vec<u8>> = within(query.fetch_optional(connection)).await?;
+        let found: Option<Vec<u8>> = in_time(query.fetch_optional(connection)).await?;
         found.map(|chain| crate::record::sized("chain", chain)).transpose()
     }
 
@@ -131,7 +131,7 @@ impl Writer {
     pub async fn head_at(&mut self, commit: i64) -> Result<Option<Head>, StoreError> {
         let connection = self.connection().await?;
         let query = "select number, last_position, chain, recorded_at from ledger.commits where number = $1";
-        let row = within(sqlx::query(query).bind(commit).fetch_optional(connection)).await?;
+        let row = in_time(sqlx::query(query).bind(commit).fetch_optional(connection)).await?;
         row.as_ref().map(log::head_from_row).transpose()
     }
 
@@ -144,7 +144,7 @@ impl Writer {
     /// Closes politely; a dropped connection would do as well.
     pub async fn close(mut self) {
         if let Some(connection) = self.connection.take() {
-            within(connection.close()).await.ok();
+            in_time(connection.close()).await.ok();
         }
     }
 
@@ -157,7 +157,7 @@ impl Writer {
             ]);
             // Acknowledged means kept, whatever the server's default is.
             let options = options.options([("synchronous_commit", "on")]);
-            self.connection = Some(within(options.connect()).await?);
+            self.connection = Some(in_time(options.connect()).await?);
         }
         Ok(self.connection.as_mut().expect("connected above"))
     }
@@ -224,7 +224,7 @@ async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sq
 }
 
 /// Bounds a wait for the database.
-pub(crate) async fn within<T, E: Into<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
+pub(crate) async fn in_time<T, E: Into<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(PATIENCE, work).await {
         Ok(answer) => answer.map_err(Into::into),
         Err(_) => Err(StoreError::Late(PATIENCE)),
@@ -234,10 +234,8 @@ pub(crate) async fn within<T, E: Into<StoreError>>(work: impl Future<Output = Re
 impl Log {
     /// A reader beside a writer, over connections of its own in the same role.
     pub async fn beside(writer: &Writer, connections: u32) -> Result<Self, StoreError> {
-        let pool = sqlx::postgres::PgPoolOptions::new()
-            .max_connections(connections)
-            .connect_with(writer.options.clone())
-            .await?;
-        Ok(Self::new(pool))
+        // On: once a snapshot is written, what it holds may leave memory.
+        let options = writer.options.clone().options([("synchronous_commit", "on")]);
+        Ok(Self::new(pool_options(connections).connect_with(options).await?))
     }
 }
