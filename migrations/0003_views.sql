@@ -12,13 +12,14 @@ create table views.checkpoints (
 );
 insert into views.checkpoints (view) values ('partners'), ('wallets'), ('balances'), ('entries'), ('transactions');
 
--- Partners, as registered.
+-- Partners, and whether they may act.
 create table views.partners (
     id uuid primary key,
     position bigint not null unique, -- of its registration: the order of lists
     name text not null,
     currencies text[] not null,
-    client_id uuid not null,         -- its first client
+    client_id uuid not null,         -- its client
+    status text not null default 'ACTIVE', -- or SUSPENDED
     created_at timestamptz not null
 );
 

@@ -28,9 +28,9 @@ use uuid::Uuid;
 use ledger_core::{ClientId, PartnerId};
 
 use crate::attempts::Attempts;
-use crate::audit::{self, Act, RecordedAct};
+use crate::audit::Act;
 use crate::client::Origin;
-use crate::rate::{self, RateLimit, Rates, Told};
+use crate::rate::{Rates, Told};
 use crate::signing::{self, JsonWebKeys, Keys};
 use crate::token::{self, Unverified, Verified};
 use crate::{Client, Problem, Seal, SealError, Secret, secret};
@@ -263,27 +263,9 @@ impl Access {
         Ok(act.record(&self.0.pool).await?)
     }
 
-    /// What was written down last, of one kind or of all, the latest first.
-    pub async fn acts(&self, act: Option<&str>, limit: i64) -> Result<Vec<RecordedAct>, AccessError> {
-        Ok(audit::latest(&self.0.pool, act, limit).await?)
-    }
-
     /// The keys that verify tokens, now or soon.
     pub fn published_keys(&self) -> JsonWebKeys {
         self.0.keys.published()
-    }
-
-    /// Has the signing key replaced: the next login makes a new one, which signs once it is known everywhere. `at_once`:
-    /// no token that was signed before is good any longer, and who wants to go on must log in again.
-    pub async fn replace_signing_key(&self, at_once: bool) -> Result<(), AccessError> {
-        let mut tx = self.0.pool.begin().await?;
-        signing::replace(&mut tx, at_once).await?;
-        Ok(tx.commit().await?)
-    }
-
-    /// Limits the requests of a partner, or of all that have no limit of their own. In force everywhere within five seconds.
-    pub async fn limit_rate(&self, partner: Option<PartnerId>, limit: Option<RateLimit>) -> Result<(), AccessError> {
-        Ok(rate::set(&self.0.pool, partner, limit).await?)
     }
 
     /// Whether the database answers: for readiness.

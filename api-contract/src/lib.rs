@@ -15,6 +15,7 @@ mod body;
 mod client;
 mod clients;
 mod cursor;
+mod desk;
 mod idempotency;
 mod json;
 #[cfg(any(test, fuzzing))]
@@ -41,6 +42,7 @@ pub use body::{EntryBody, TransactionBody, WalletBody};
 pub use client::{Client, Origin};
 pub use clients::{NewClient, PartnerChange};
 pub use cursor::{CursorKey, Page};
+pub use desk::Desk;
 pub use idempotency::{OptionalKey, RequiredKey, key, key_hash};
 pub use json::{BODY_BYTES_MAX, CanonicalBody, Json, JsonMax};
 pub use layer::layer;

@@ -49,7 +49,7 @@ pub enum SealError {
 pub enum KeyFileError {
     #[error("reading the key file {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("{} holds no keys of exactly 32 bytes each", path.display())]
+    #[error("{} does not hold exactly 32 bytes, or so many for each of several keys", path.display())]
     WrongSize { path: PathBuf },
 }
 

@@ -22,12 +22,19 @@ pub(crate) struct Fold {
     system: HashSet<(Kind, Currency)>,
 }
 
+/// A partner as its stream leaves it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Partner {
+    /// The events in its stream.
+    events: i64,
+    pub(crate) suspended: bool,
+}
+
 /// Everything that the events so far come to.
 #[derive(Clone, Default)]
 pub(crate) struct State {
     pub(crate) wallets: HashMap<Uuid, Wallet>,
-    /// Each with the events in its stream.
-    pub(crate) partners: HashMap<Uuid, i64>,
+    pub(crate) partners: HashMap<Uuid, Partner>,
     /// How many transactions have come to what.
     pub(crate) statuses: BTreeMap<&'static str, i64>,
     /// Of all transactions, each as it stands.
@@ -98,6 +105,27 @@ impl Here<'_> {
 }
 
 impl Fold {
+    /// One more event of a partner's life. Answers what the partner was before it.
+    fn live(&mut self, here: &mut Here<'_>, id: Uuid) -> Partner {
+        let partner = self.state.partners.entry(id).or_default();
+        let before = *partner;
+        here.sequence(before.events.saturating_add(1));
+        partner.events = here.event.sequence;
+        before
+    }
+
+    fn suspend(&mut self, mut here: Here<'_>, id: Uuid, suspended: bool) {
+        let before = self.live(&mut here, id);
+        let name = &here.event.aggregate_id;
+        if before.events == 0 {
+            here.wrong("partner-life", format!("{name} was never registered"));
+        } else if before.suspended == suspended {
+            let already = if suspended { "suspended" } else { "active" };
+            here.wrong("partner-life", format!("{name} was {already} already"));
+        }
+        self.state.partners.entry(id).or_default().suspended = suspended;
+    }
+
     /// Folds one event in. Answers the id of a transaction or command that begins here and must not begin again.
     pub(crate) fn event(&mut self, event: &StoredEvent, findings: &mut Findings) -> Option<Uuid> {
         let mut here = Here { findings, event };
@@ -115,7 +143,10 @@ impl Fold {
             here.wrong("event-type", format!("{:?} holds a {}", event.event_type, payload.event_type()));
         }
         let (stream, prefix) = match payload {
-            Payload::PartnerRegistered {} => ("partner", "par_"),
+            Payload::PartnerRegistered {}
+            | Payload::PartnerSuspended {}
+            | Payload::PartnerResumed {}
+            | Payload::PartnerSecretRotated {} => ("partner", "par_"),
             Payload::WalletOpened(_)
             | Payload::WalletFrozen(_)
             | Payload::WalletUnfrozen(_)
@@ -129,12 +160,16 @@ impl Fold {
         let id = here.id(prefix, &event.aggregate_id)?;
         match payload {
             Payload::PartnerRegistered {} => {
-                let partner = self.state.partners.entry(id).or_default();
-                here.sequence(partner.saturating_add(1));
-                if *partner != 0 {
+                if self.live(&mut here, id).events != 0 {
                     here.wrong("partner-life", format!("{} is registered again", event.aggregate_id));
                 }
-                *partner = event.sequence;
+            }
+            Payload::PartnerSuspended {} => self.suspend(here, id, true),
+            Payload::PartnerResumed {} => self.suspend(here, id, false),
+            Payload::PartnerSecretRotated {} => {
+                if self.live(&mut here, id).events == 0 {
+                    here.wrong("partner-life", format!("{} was never registered", event.aggregate_id));
+                }
             }
             Payload::WalletOpened(opened) => self.open(here, id, &opened),
             Payload::WalletFrozen(changed) => self.change(here, id, &changed, Status::Frozen),

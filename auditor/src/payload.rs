@@ -8,6 +8,9 @@ use serde::Deserialize;
 #[derive(Debug, Deserialize)]
 pub(crate) enum Payload {
     PartnerRegistered {},
+    PartnerSuspended {},
+    PartnerResumed {},
+    PartnerSecretRotated {},
     WalletOpened(WalletOpened),
     WalletFrozen(WalletChanged),
     WalletUnfrozen(WalletChanged),
@@ -137,6 +140,9 @@ impl Payload {
     pub(crate) const fn event_type(&self) -> &'static str {
         match self {
             Self::PartnerRegistered {} => "PartnerRegistered",
+            Self::PartnerSuspended {} => "PartnerSuspended",
+            Self::PartnerResumed {} => "PartnerResumed",
+            Self::PartnerSecretRotated {} => "PartnerSecretRotated",
             Self::WalletOpened(_) => "WalletOpened",
             Self::WalletFrozen(_) => "WalletFrozen",
             Self::WalletUnfrozen(_) => "WalletUnfrozen",

@@ -141,16 +141,23 @@ async fn partners(
     state: &State,
     findings: &mut Findings,
 ) -> anyhow::Result<i64> {
-    let mut shown = HashSet::new();
-    let rows = each(connection, "select id from views.partners", |row| {
-        shown.insert(row.try_get::<Uuid, _>("id")?);
+    let mut shown = HashMap::new();
+    let rows = each(connection, "select id, status from views.partners", |row| {
+        shown.insert(row.try_get::<Uuid, _>("id")?, row.try_get::<String, _>("status")?);
         Ok(())
     });
     let rows = rows.await?;
-    for id in shown.iter().filter(|id| !state.partners.contains_key(*id)) {
-        findings.add(position, None, "view", format!("partners: par_{id} is shown and not in the log"));
+    for (id, status) in &shown {
+        let told = match state.partners.get(id) {
+            None => format!("partners: par_{id} is shown and not in the log"),
+            Some(partner) if (status == "SUSPENDED") != partner.suspended => {
+                format!("partners: par_{id} is shown as {status}, which it is not")
+            }
+            Some(_) => continue,
+        };
+        findings.add(position, None, "view", told);
     }
-    for id in state.partners.keys().filter(|id| !shown.contains(*id)) {
+    for id in state.partners.keys().filter(|id| !shown.contains_key(*id)) {
         findings.add(position, None, "view", format!("partners: par_{id} is not shown"));
     }
     Ok(rows)

@@ -22,7 +22,8 @@ struct Options {
     /// Where the bank's payment pages are.
     #[arg(long, env = "DAYBOOK_BANK_URL")]
     bank_url: String,
-    /// A file of exactly 32 random bytes: the key under which secrets are sealed, the same for all services.
+    /// A file of 32 random bytes: the key under which secrets are sealed, the same for all services. Older keys may follow
+    /// it, 32 bytes each.
     #[arg(long, env = "DAYBOOK_SECRETS_KEY_FILE")]
     secrets_key_file: PathBuf,
 }

@@ -21,6 +21,9 @@ use crate::connection::{Credentials, write_private};
 pub(crate) struct Installation {
     /// Under which secrets are sealed in the database: 32 bytes in base64.
     sealing_key: String,
+    /// Keys from before that one, for what they have sealed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    older_sealing_keys: Vec<String>,
     pub(crate) admin: Account,
     pub(crate) workflow: Account,
     pub(crate) demo_partner: Account,
@@ -63,6 +66,7 @@ impl Installation {
         SystemRandom::new().fill(&mut key).map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
         Ok(Self {
             sealing_key: STANDARD.encode(key),
+            older_sealing_keys: Vec::new(),
             admin: Account::mint(),
             workflow: Account::mint(),
             demo_partner: Account::mint(),
@@ -74,8 +78,12 @@ impl Installation {
     }
 
     pub(crate) fn seal(&self) -> anyhow::Result<Seal> {
-        let key = STANDARD.decode(&self.sealing_key).ok().and_then(|key| key.try_into().ok());
-        Ok(Seal::from_key(key.context("the sealing key of the installation is damaged")?))
+        let read = |text: &String| -> anyhow::Result<[u8; 32]> {
+            let key = STANDARD.decode(text).ok().and_then(|key| key.try_into().ok());
+            key.context("a sealing key of the installation is damaged")
+        };
+        let older = self.older_sealing_keys.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Seal::from_keys(read(&self.sealing_key)?, &older))
     }
 }
 

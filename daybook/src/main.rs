@@ -7,6 +7,7 @@
     reason = "the command line answers on standard output; its services log to standard error"
 )]
 
+mod access;
 mod audit;
 mod connection;
 mod export;
@@ -46,6 +47,8 @@ enum Command {
     Verify(verify::Options),
     /// Rebuilds views from the log, beside the running ones, and says whether they differed.
     Rebuild(rebuild::Options),
+    /// Replaces signing keys, limits partners, shows who logged in.
+    Access(access::Options),
     /// Receives webhooks, checks their signatures and prints them: a receiver to try things with.
     Receive(receive::Options),
     /// Kills, cuts and stalls a system of its own under load, and checks from outside that every promise was kept.
@@ -89,6 +92,7 @@ async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Export(options) => export::run(options).await,
         Command::Verify(options) => verify::run(options),
         Command::Rebuild(options) => rebuild::run(options).await,
+        Command::Access(options) => access::run(options).await,
         Command::Receive(options) => receive::run(options).await,
         Command::Torture(options) => torture::run(options).await,
     }

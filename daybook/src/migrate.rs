@@ -20,7 +20,8 @@ pub(crate) struct Options {
     /// The database; its user must own it, and be allowed to make roles.
     #[arg(long, env = "DAYBOOK_DATABASE_URL", hide_env_values = true)]
     database_url: String,
-    /// A file of exactly 32 random bytes: the key under which secrets are sealed, the same for all services.
+    /// A file of 32 random bytes: the key under which secrets are sealed, the same for all services. Older keys may follow
+    /// it, 32 bytes each.
     #[arg(long, env = "DAYBOOK_SECRETS_KEY_FILE")]
     secrets_key_file: Option<PathBuf>,
     /// The administrator's client, with every right: `cli_` and a UUID.

@@ -225,6 +225,7 @@ pub(crate) async fn redeliver(
     .bind(interval(LEASE))
     .execute(&mut *tx)
     .await?;
+    dispatcher.privileged("redeliver", &client, &id).await?;
     tx.commit().await?;
     dispatcher.wake.notify_one();
     let (position, body) = find(&dispatcher, id, partner).await?;

@@ -286,6 +286,7 @@ pub(crate) async fn change(
     .bind(events)
     .fetch_one(&mut *tx)
     .await?;
+    dispatcher.privileged("webhook-changed", &client, &WebhookId::from_uuid(id)).await?;
     tx.commit().await?;
     Ok((Position(row.try_get("position")?), axum::Json(read(&row)?)))
 }
@@ -314,6 +315,7 @@ pub(crate) async fn delete(
     let id = lock_visible(&mut tx, id, partner).await?;
     sqlx::query("update webhooks.endpoints set deleted_at = now() where id = $1").bind(id).execute(&mut *tx).await?;
     hold(&mut tx, id).await?;
+    dispatcher.privileged("webhook-deleted", &client, &WebhookId::from_uuid(id)).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -22,11 +22,12 @@ mod send;
 mod signature;
 mod target;
 
+use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_contract::{Access, CursorKey, Freshness, Problem, Seal};
+use api_contract::{Access, Act, Client, CursorKey, Freshness, Problem, Seal};
 use axum::Router;
 use axum::extract::FromRef;
 use axum::routing::{get, post};
@@ -126,6 +127,16 @@ impl Dispatcher {
 
     fn reached(&self, position: i64) {
         self.position.send_replace(position);
+    }
+
+    /// Writes down what an operator does to a partner's endpoints: it is no event of the log. Before the commit, so that
+    /// nothing is done which nobody knows of.
+    async fn privileged(&self, act: &'static str, client: &Client, on: &impl Display) -> Result<(), Problem> {
+        if !client.is_admin() {
+            return Ok(());
+        }
+        let act = Act::new(act).by(client.id).origin(&client.origin()).with("on", on);
+        self.access.record(act).await.map_err(|error| Problem::storage(&error))
     }
 
     /// Waits until deliveries are made up to where the caller wants them.

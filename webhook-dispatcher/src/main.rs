@@ -24,7 +24,8 @@ struct Options {
     /// Where /v1/webhooks, /v1/deliveries, /healthz and /readyz are served.
     #[arg(long, env = "DAYBOOK_WEBHOOKS_LISTEN", default_value = "127.0.0.1:8083")]
     listen: SocketAddr,
-    /// A file of exactly 32 random bytes: the key under which secrets are sealed, the same for all services.
+    /// A file of 32 random bytes: the key under which secrets are sealed, the same for all services. Older keys may follow
+    /// it, 32 bytes each.
     #[arg(long, env = "DAYBOOK_SECRETS_KEY_FILE")]
     secrets_key_file: PathBuf,
     /// Allow http, this machine and private networks as targets. Never in production.

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
-use api_contract::{Access, NewClient, Origin, PartnerChange, RateLimit, Scopes, Seal, Secret, TokenPair};
+use api_contract::{Access, Desk, NewClient, Origin, PartnerChange, RateLimit, Scopes, Seal, Secret, TokenPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ledger_core::{ClientId, PartnerEvent, PartnerId};
+use local_stack::testing::TestDatabase;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -31,12 +32,23 @@ async fn again(access: &Access, client: &NewClient) -> TokenPair {
     access.issue(&client.id.to_string(), &client.secret).await.unwrap()
 }
 
-async fn owner(database: &local_stack::testing::TestDatabase) -> PgConnection {
+async fn owner(database: &TestDatabase) -> PgConnection {
     PgConnection::connect(database.url()).await.unwrap()
 }
 
-async fn acts(access: &Access, act: &str) -> Vec<Value> {
-    access.acts(Some(act), 100).await.unwrap().iter().map(|act| serde_json::to_value(act).unwrap()).collect()
+async fn desk(database: &TestDatabase) -> Desk {
+    Desk::connect(database.url()).await.unwrap()
+}
+
+async fn acts(database: &TestDatabase, act: &str) -> Vec<Value> {
+    desk(database)
+        .await
+        .acts(Some(act), 100)
+        .await
+        .unwrap()
+        .iter()
+        .map(|act| serde_json::to_value(act).unwrap())
+        .collect()
 }
 
 /// All that is known of keys becomes so much older.
@@ -75,7 +87,7 @@ async fn a_key_is_published_before_it_signs_and_goes_when_its_last_token_has_exp
     let client = partners_client();
     let first = log_in(&one.access, &client).await;
 
-    one.access.replace_signing_key(false).await.unwrap();
+    desk(&database).await.replace_signing_key(false).await.unwrap();
     assert_eq!(kid_of(&again(&one.access, &client).await), kid_of(&first), "the login that makes the next key");
     assert_eq!(kid_of(&again(&one.access, &client).await), kid_of(&first), "not before everybody knows it");
     let known = || async { (published(&two.access).len() == 2).then_some(()) };
@@ -99,8 +111,8 @@ async fn a_key_is_published_before_it_signs_and_goes_when_its_last_token_has_exp
         assert_eq!(published(&service.access).len(), 1);
     }
     Service::start(&database).await.me(&first).await.is_problem(401, "token-revoked");
-    assert_eq!(acts(&one.access, "key-made").await.len(), 2);
-    assert_eq!(acts(&one.access, "key-replacement").await.len(), 1);
+    assert_eq!(acts(&database, "key-made").await.len(), 2);
+    assert_eq!(acts(&database, "key-replacement").await.len(), 1);
 }
 
 #[tokio::test]
@@ -123,7 +135,7 @@ async fn keys_that_are_not_trusted_any_more_go_at_once_and_logins_go_on() {
     let client = partners_client();
     let first = log_in(&one.access, &client).await;
     assert_eq!(two.me(&first).await.status, 200);
-    one.access.replace_signing_key(true).await.unwrap();
+    desk(&database).await.replace_signing_key(true).await.unwrap();
     let second = again(&one.access, &client).await;
     for service in [&one, &two] {
         assert_eq!(service.me(&second).await.status, 200, "an unknown key is looked for");
@@ -143,7 +155,7 @@ async fn a_new_sealing_key_goes_before_the_old_one() {
     let first = log_in(&Access::connect(database.url(), Seal::from_key([3; 32])).await.unwrap(), &client).await;
     let both = Access::connect(database.url(), Seal::from_keys([4; 32], &[[3; 32]])).await.unwrap();
     assert_eq!(kid_of(&again(&both, &client).await), kid_of(&first), "sealed under the old key");
-    both.replace_signing_key(false).await.unwrap();
+    desk(&database).await.replace_signing_key(false).await.unwrap();
     again(&both, &client).await;
     let_pass(&mut owner(&database).await, 61).await;
     let alone = Access::connect(database.url(), Seal::from_key([4; 32])).await.unwrap();
@@ -251,7 +263,8 @@ fn from(peer: &str) -> Origin {
 
 #[tokio::test]
 async fn who_tries_secrets_is_told_to_wait_and_the_client_gets_in_from_elsewhere() {
-    let access = Access::connect(database().await.url(), seal()).await.unwrap();
+    let database = database().await;
+    let access = Access::connect(database.url(), seal()).await.unwrap();
     let (client, other) = (partners_client(), partners_client());
     for client in [&client, &other] {
         access.create_client((*client).clone()).await.unwrap();
@@ -275,10 +288,10 @@ async fn who_tries_secrets_is_told_to_wait_and_the_client_gets_in_from_elsewhere
     access.log_in(&other.id.to_string(), &other.secret, &attacker).await.expect("another client from there");
     access.issue(&id, &client.secret).await.unwrap();
 
-    let told = acts(&access, "logins-failing").await;
+    let told = acts(&database, "logins-failing").await;
     assert_eq!(told.len(), 1, "once, not at each: {told:?}");
     assert_eq!((&told[0]["clientId"], &told[0]["peer"]), (&json!(client.id), &json!("203.0.113.9")));
-    assert_eq!(acts(&access, "login").await.len(), 2);
+    assert_eq!(acts(&database, "login").await.len(), 2);
 }
 
 async fn limited(service: &Service, pair: &TokenPair, status: u16) -> Answer {
@@ -295,7 +308,7 @@ async fn a_partner_over_its_limit_waits_everywhere_and_nobody_else_does() {
     assert_eq!((free.status, free.header("ratelimit")), (200, None), "no limit, no headers");
 
     let limit: RateLimit = "2/h".parse().unwrap();
-    one.access.limit_rate(partner.partner, Some(limit)).await.unwrap();
+    desk(&database).await.limit_rate(partner.partner, Some(limit)).await.unwrap();
     for service in [&one, &two] {
         let refused = limited(service, &mine, 429).await;
         refused.is_problem(429, "rate-limited");
@@ -309,7 +322,7 @@ async fn a_partner_over_its_limit_waits_everywhere_and_nobody_else_does() {
     }
     let admin = log_in(&one.access, &new_client(None, Scopes::ADMIN)).await;
 
-    one.access.limit_rate(None, Some("1000/s".parse().unwrap())).await.unwrap();
+    desk(&database).await.limit_rate(None, Some("1000/s".parse().unwrap())).await.unwrap();
     let begun = std::time::Instant::now();
     let general = loop {
         let answer = one.me(&theirs).await;
@@ -323,10 +336,10 @@ async fn a_partner_over_its_limit_waits_everywhere_and_nobody_else_does() {
     one.me(&mine).await.is_problem(429, "rate-limited");
     assert_eq!(one.me(&admin).await.header("ratelimit"), None, "the operator has no limit");
 
-    one.access.limit_rate(partner.partner, None).await.unwrap();
+    desk(&database).await.limit_rate(partner.partner, None).await.unwrap();
     let free = limited(&one, &mine, 200).await;
     assert_eq!(free.header("ratelimit"), None, "an own `none` goes before the general limit");
-    assert_eq!(acts(&one.access, "rate-limit").await.len(), 3);
+    assert_eq!(acts(&database, "rate-limit").await.len(), 3);
 }
 
 #[tokio::test]
@@ -343,7 +356,7 @@ async fn what_was_written_down_stays_so() {
         let code = refused.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
         assert_eq!(code.as_deref(), Some("42501"), "{statement}");
     }
-    let acts = acts(&access, "login").await;
+    let acts = acts(&database, "login").await;
     assert_eq!(acts.len(), 1);
     assert_eq!((&acts[0]["peer"], &acts[0]["requestId"]), (&json!("192.0.2.1"), &json!("req_1")));
 }

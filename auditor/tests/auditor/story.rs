@@ -71,6 +71,9 @@ impl Story {
         story.commit([Action::UnfreezeWallet { wallet: bob, reason: "done".to_owned() }]);
         story.commit([transfer(bob, alice, "2.50")]);
         story.commit([Action::CloseWallet { wallet: bob, reason: "left".to_owned() }]);
+        let partner = story.partner;
+        let suspend = || Action::SuspendPartner { partner, reason: Some("leaked".to_owned()) };
+        story.commit([suspend(), Action::RotateSecret { partner }, Action::ResumePartner { partner }, suspend()]);
         story.fund(alice, "0.01");
         story
     }

@@ -22,7 +22,11 @@ async fn fill(database: &TestDatabase, up_to: i64) {
         select id, (body ->> 'walletVersion')::bigint, position, null, null, (body ->> 'balanceAfter')::numeric, recorded_at
         from log where aggregate_type = 'wallet'";
     let partners = "insert into views.partners
-        select id, position, body ->> 'name', '{EUR,JPY}', gen_random_uuid(), recorded_at from log where aggregate_type = 'partner'";
+        select id, position, body ->> 'name', '{EUR,JPY}', gen_random_uuid(),
+            coalesce((select case last.event_type when 'PartnerSuspended' then 'SUSPENDED' else 'ACTIVE' end
+             from log last where last.id = log.id and last.event_type in ('PartnerSuspended', 'PartnerResumed')
+             order by sequence desc limit 1), 'ACTIVE'), recorded_at
+        from log where event_type = 'PartnerRegistered'";
     let wallets = "insert into views.wallets
         select id, position, substr(body ->> 'partnerId', 5)::uuid, body ->> 'userId', body ->> 'kind', body ->> 'currency',
             (select case event_type when 'WalletFrozen' then 'FROZEN' when 'WalletClosed' then 'CLOSED' else 'ACTIVE' end
@@ -149,7 +153,8 @@ async fn surplus_missing_and_exchanged_rows_of_views_are_caught() {
         "delete from views.wallets where kind = 'BANK'",
         "delete from views.partners",
         "delete from views.transactions where status = 'EXPIRED'",
-        "insert into views.partners select gen_random_uuid(), 99, name, currencies, client_id, created_at from views.partners",
+        "insert into views.partners select gen_random_uuid(), 99, name, currencies, client_id, status, created_at from views.partners",
+        "update views.partners set status = 'ACTIVE'",
         "insert into views.balances values (gen_random_uuid(), 1, 0)",
         "update views.transactions set status = 'SUCCESS' where status = 'EXPIRED'",
         // As many of each status as before, but not the same ones.

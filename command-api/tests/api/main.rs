@@ -10,6 +10,7 @@ mod held;
 mod keys;
 mod money;
 mod partners;
+mod privileged;
 mod process;
 mod replays;
 mod tokens;
