@@ -70,41 +70,41 @@ impl Adversary<'_> {
     async fn inflict(&self, fault: &Fault) -> anyhow::Result<bool> {
         match fault {
             Fault::Kill { again_after_ms } => {
-                self.system.kill().await?;
+                self.system.daybook.kill().await?;
                 if let Some(ms) = again_after_ms {
-                    self.system.spawn().await?;
+                    self.system.daybook.spawn().await?;
                     sleep(Duration::from_millis(*ms)).await;
-                    self.system.kill().await?;
+                    self.system.daybook.kill().await?;
                 }
-                self.system.spawn().await?;
+                self.system.daybook.spawn().await?;
                 Ok(true)
             }
             Fault::KillAt { moment, arrives_late } => {
                 let held = self.catch(*moment).await;
-                self.system.kill().await?;
+                self.system.daybook.kill().await?;
                 let caught = held.is_some();
                 if let Some(held) = held {
                     if *arrives_late {
-                        self.system.spawn().await?;
+                        self.system.daybook.spawn().await?;
                         self.ready().await?;
                         held.release(Fate::Forward);
                         return Ok(caught);
                     }
                     held.release(Fate::Cut);
                 }
-                self.system.spawn().await?;
+                self.system.daybook.spawn().await?;
                 Ok(caught)
             }
             Fault::KillWhileDelivering => {
                 let held = self.receiver.catch(MOMENT_TIME).await;
-                self.system.kill().await?;
-                self.system.spawn().await?;
+                self.system.daybook.kill().await?;
+                self.system.daybook.spawn().await?;
                 Ok(held.is_some())
             }
             Fault::KillBeforeCallback => {
                 let accepted = timeout(MOMENT_TIME, self.world.payment_with_a_late_callback()).await.is_ok();
-                self.system.kill().await?;
-                self.system.spawn().await?;
+                self.system.daybook.kill().await?;
+                self.system.daybook.spawn().await?;
                 Ok(accepted)
             }
             Fault::StopPostgres { down_ms } => {
@@ -162,10 +162,24 @@ impl Adversary<'_> {
                 wire.open(*fate);
                 Ok(true)
             }
-            Fault::Pause { ms } => {
-                self.system.pause().await?;
+            Fault::PauseSecond { service, ms } => {
+                let process = self.system.second(*service)?;
+                process.pause().await?;
                 sleep(Duration::from_millis(*ms)).await;
-                self.system.go_on().await?;
+                process.go_on().await?;
+                Ok(true)
+            }
+            Fault::KillSecond { service } => {
+                let process = self.system.second(*service)?;
+                process.kill().await?;
+                process.spawn().await?;
+                self.system.until_second_listens(*service).await?;
+                Ok(true)
+            }
+            Fault::Pause { ms } => {
+                self.system.daybook.pause().await?;
+                sleep(Duration::from_millis(*ms)).await;
+                self.system.daybook.go_on().await?;
                 Ok(true)
             }
         }

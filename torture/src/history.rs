@@ -156,13 +156,17 @@ impl History {
         (call.clone(), call.attempts.len() - 1)
     }
 
-    pub(crate) fn answered(&self, call: u64, attempt: usize, sent: Instant, outcome: Outcome) {
+    /// What came of an attempt; `sent` if it went to the first process, whose recovery is measured by it.
+    pub(crate) fn answered(&self, call: u64, attempt: usize, sent: Option<Instant>, outcome: Outcome) {
         let mut inner = self.lock();
         inner.write(&json!({"call": call, "attempt": attempt, "outcome": outcome}));
         let call = inner.call(call);
         let settled_before = call.settled().is_some();
         call.attempts[attempt].outcome = Some(outcome);
-        if !settled_before && call.settled().is_some() {
+        if let Some(sent) = sent
+            && !settled_before
+            && call.settled().is_some()
+        {
             self.acknowledged.send_if_modified(|last| {
                 let later = last.is_none_or(|last| last < sent);
                 if later {

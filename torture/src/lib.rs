@@ -22,6 +22,7 @@ mod money;
 mod nats;
 mod planted;
 mod postgres;
+mod process;
 mod random;
 mod receiver;
 mod report;
@@ -50,12 +51,12 @@ use history::{History, Known, Verdict};
 use log::Log;
 use random::Random;
 use receiver::Receiver;
-use system::{Credentials, System};
+use system::{Credentials, Service, System};
 use workload::{Workload, World, log_in};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The `daybook` to torture.
+    /// The `daybook` to torture. Beside it are `command-api`, `relay`, `projector` and `webhook-dispatcher`.
     pub program: PathBuf,
     pub seed: u64,
     pub length: Length,
@@ -101,9 +102,11 @@ async fn torture(
 ) -> anyhow::Result<(Report, Evidence)> {
     let seed = options.seed;
     rustls::crypto::ring::default_provider().install_default().ok(); // somebody else in this process was first
-    let system = System::prepare(options.program.clone(), directory).await?;
-    system.spawn().await?;
+    let mut system = System::prepare(options.program.clone(), directory).await?;
+    system.daybook.spawn().await?;
     let ready = system.ready().await?;
+    let programs = options.program.parent().context("a program is in a directory")?;
+    system.start_seconds(programs, &ready.bank_url).await.context("starting the second services")?;
     let receiver = Receiver::start(seed).await?;
     let http = reqwest::Client::builder().no_proxy().build()?;
     let partner = Partner::register(&http, &ready, &receiver).await.context("preparing the partner")?;
@@ -112,7 +115,10 @@ async fn torture(
     let history = Arc::new(History::begin(&directory.join("history.jsonl"), &format!("torture-{seed}"))?);
     let admin = ready.admin.clone();
     let connection = watch::Sender::new(ready);
-    let world = World::new(http, connection.subscribe(), history.clone(), admin.clone(), partner.credentials.clone());
+    let (known, credentials) = (history.clone(), partner.credentials.clone());
+    let mut world = World::new(http, connection.subscribe(), known, admin.clone(), credentials);
+    world.second_commands = system.url_of_second(Service::Engine);
+    world.second_queries = system.url_of_second(Service::Projector);
     let world = Arc::new(world);
     let workload = Workload::start(&world, seed);
     let adversary =

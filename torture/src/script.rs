@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::random::Random;
+use crate::system::Service;
 use crate::wire::{Direction, Fate, Moment, Part, Request, When};
 
 /// Something that goes wrong.
@@ -53,9 +54,17 @@ pub(crate) enum Fault {
         ms: u64,
         fate: Fate,
     },
-    /// SIGSTOP of the whole process.
+    /// SIGSTOP of the whole process. The second services go on.
     Pause {
         ms: u64,
+    },
+    /// SIGSTOP of one second service. The first process goes on.
+    PauseSecond {
+        service: Service,
+        ms: u64,
+    },
+    KillSecond {
+        service: Service,
     },
 }
 
@@ -129,6 +138,7 @@ fn kills(random: &mut Random) -> Vec<Fault> {
         Fault::Kill { again_after_ms: None },
         Fault::Kill { again_after_ms },
         at(before(Part::Engine, Request::Append)),
+        at(before(Part::Engine, Request::Commit)),
         Fault::KillAt { moment: before(Part::Engine, Request::Append), arrives_late: true },
         at(after(Part::Engine, Request::Append)),
         at(before(Part::Relay, Request::Publish)),
@@ -165,6 +175,7 @@ fn others(random: &mut Random) -> Vec<Fault> {
         Fault::WipeNats,
         Fault::CutAt { moment: append(When::BeforeForwarding) },
         forwarded(Part::Engine, Request::Append),
+        forwarded(Part::Engine, Request::Commit),
         Fault::CutAt { moment: append(When::BeforeAnswering) },
         forwarded(Part::Projector, Request::Commit),
         forwarded(Part::Webhooks, Request::Commit),
@@ -174,7 +185,9 @@ fn others(random: &mut Random) -> Vec<Fault> {
         Fault::DelayAt { moment: append(When::BeforeForwarding), ms: random.within(6_000, 13_000) },
         Fault::DelayAt { moment: append(When::BeforeAnswering), ms: random.within(6_000, 13_000) },
         Fault::Pause { ms: random.within(4_000, 9_000) },
+        Fault::KillSecond { service: *random.pick(&Service::ALL) },
     ]);
+    faults.extend(Service::ALL.map(|service| Fault::PauseSecond { service, ms: random.within(4_000, 9_000) }));
     faults
 }
 
@@ -220,6 +233,8 @@ impl fmt::Display for Fault {
                 write!(f, "nothing gets {direction} {server:?} for {ms} ms, {fate}")
             }
             Self::Pause { ms } => write!(f, "SIGSTOP for {ms} ms"),
+            Self::PauseSecond { service, ms } => write!(f, "SIGSTOP of the second {} for {ms} ms", service.program()),
+            Self::KillSecond { service } => write!(f, "kill -9 of the second {}", service.program()),
         }
     }
 }

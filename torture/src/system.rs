@@ -1,29 +1,29 @@
-//! The system under torture: servers of its own that keep what they acknowledged, and `daybook up` as a process in front
-//! of whose servers our wires stand.
+//! The system under torture: servers of its own that keep what they acknowledged, `daybook up` as a process in front of
+//! whose servers our wires stand, and beside it second services on the same log.
 //!
-//! Left out: when what happens to it (`script.rs`, `act.rs`).
+//! Left out: what happens to it, and when (`script.rs`, `act.rs`).
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use local_stack::Stack;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
-use tokio::process::{Child, Command};
-use tokio::sync::Mutex;
+use tokio::process::Command;
 use tokio::time::sleep;
 use url::Url;
 
+use crate::process::Process;
 use crate::wire::{Protocol, Wire};
 
 /// What a start may take on a busy machine. It restarts from a log that grows.
 const START_TIME: Duration = Duration::from_secs(90);
 
-/// Short, for a run is short: a receiver that fails sometimes must never exhaust it.
+/// Short, for a run is short; and long enough that a receiver which fails sometimes never exhausts it.
 const WEBHOOK_SCHEDULE: &str = "1s,1s,1s,1s,2s,2s,2s,2s,4s,4s,4s,4s,8s,8s,8s,8s,8s,8s,8s,8s";
 
 /// The bank is asked soon: a callback that went to a dead process comes again, but not at once.
@@ -32,14 +32,30 @@ const ASK_AFTER: &str = "3s";
 pub(crate) struct System {
     program: PathBuf,
     directory: PathBuf,
-    /// Where Daybook listens, after each start: its clients and the bank know it by this.
-    port: u16,
     pub(crate) stack: Stack,
+    /// In front of the servers that `daybook up` knows.
     pub(crate) postgres: Wire,
     pub(crate) nats: Wire,
-    child: Mutex<Option<Child>>,
-    /// How often it was found to have ended without having been killed.
-    gave_up: AtomicU32,
+    pub(crate) daybook: Process,
+    /// In front of the same servers: what happens to the first one's connections does not happen to the second ones'.
+    second_postgres: Wire,
+    second_nats: Wire,
+    seconds: Vec<Second>,
+}
+
+/// What runs a second time, beside the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    Engine,
+    Relay,
+    Projector,
+    Dispatcher,
+}
+
+struct Second {
+    service: Service,
+    url: String,
+    process: Process,
 }
 
 /// What a start leaves for its clients.
@@ -59,53 +75,56 @@ pub(crate) struct Credentials {
     pub(crate) client_secret: String,
 }
 
+impl Service {
+    pub(crate) const ALL: [Self; 4] = [Self::Engine, Self::Relay, Self::Projector, Self::Dispatcher];
+
+    pub(crate) const fn program(self) -> &'static str {
+        match self {
+            Self::Engine => "command-api",
+            Self::Relay => "relay",
+            Self::Projector => "projector",
+            Self::Dispatcher => "webhook-dispatcher",
+        }
+    }
+}
+
 impl System {
     /// Servers and wires; Daybook is not started yet.
     pub(crate) async fn prepare(program: PathBuf, directory: &Path) -> anyhow::Result<Self> {
-        let servers = directory.join("servers-of-the-run");
         // With what a deployment has: what was acknowledged survives that a server is killed.
-        let stack = Stack::start(&servers, local_stack::Options::default()).await.context("starting the servers")?;
-        let postgres = Wire::to(address_of(stack.database_url())?, Protocol::Postgres).await?;
-        let nats = Wire::to(address_of(stack.nats_url())?, Protocol::Nats).await?;
+        let options = local_stack::Options::default();
+        let stack = Stack::start(&directory.join(SERVERS), options).await.context("starting the servers")?;
+        let (at_postgres, at_nats) = (address_of(stack.database_url())?, address_of(stack.nats_url())?);
+        let postgres = Wire::to(at_postgres, Protocol::Postgres).await?;
+        let nats = Wire::to(at_nats, Protocol::Nats).await?;
+        // The same address after each start: its clients and the bank know it by this.
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let arguments = ["up", "--no-demo", "--allow-local-webhooks", "--webhook-schedule", WEBHOOK_SCHEDULE];
+        let mut arguments = arguments.map(str::to_owned).to_vec();
+        arguments.extend(["--top-up-ask-after", ASK_AFTER, "--listen", &listen, "--data-dir"].map(str::to_owned));
+        arguments.push(directory.join(DATA).display().to_string());
+        let environment = environment(&stack, &postgres, &nats)?;
+        let daybook = Process::new(program.clone(), arguments, environment, directory.join("daybook.log"));
         Ok(Self {
             program,
             directory: directory.to_owned(),
-            port: free_port()?,
+            second_postgres: Wire::to(at_postgres, Protocol::Postgres).await?,
+            second_nats: Wire::to(at_nats, Protocol::Nats).await?,
             stack,
             postgres,
             nats,
-            child: Mutex::new(None),
-            gave_up: AtomicU32::new(0),
+            daybook,
+            seconds: Vec::new(),
         })
-    }
-
-    /// Starts the process; whether it is ready nobody knows yet.
-    pub(crate) async fn spawn(&self) -> anyhow::Result<()> {
-        let log = std::fs::File::options().create(true).append(true).open(self.directory.join("daybook.log"));
-        let log = log.context("opening the log of the process")?;
-        let child = Command::new(&self.program)
-            .args(["up", "--no-demo", "--allow-local-webhooks", "--webhook-schedule", WEBHOOK_SCHEDULE])
-            .args(["--top-up-ask-after", ASK_AFTER, "--listen", &format!("127.0.0.1:{}", self.port), "--data-dir"])
-            .arg(self.data_directory())
-            .env("DAYBOOK_DATABASE_URL", through(self.stack.database_url(), &self.postgres)?)
-            .env("DAYBOOK_NATS_URL", through(self.stack.nats_url(), &self.nats)?)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("sharing the log of the process")?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting {}", self.program.display()))?;
-        *self.child.lock().await = Some(child);
-        Ok(())
     }
 
     /// Waits until the running process says that it is ready. One that gives up meanwhile is counted and started again.
     pub(crate) async fn ready(&self) -> anyhow::Result<Connection> {
         let begin = Instant::now();
         loop {
-            let connection = std::fs::read_to_string(self.data_directory().join("connection.json")).ok();
+            let connection = std::fs::read_to_string(self.directory.join(DATA).join("connection.json")).ok();
             let connection: Option<Connection> = connection.and_then(|text| serde_json::from_str(&text).ok());
-            let id = self.child.lock().await.as_ref().and_then(Child::id);
+            let id = self.daybook.id().await;
             if let Some(connection) = connection.filter(|connection| Some(connection.pid) == id) {
                 return Ok(connection);
             }
@@ -117,52 +136,80 @@ impl System {
         }
     }
 
-    /// Starts the process again if it has ended by itself, as a service manager would, and counts that: nothing that is
-    /// done to it here is a reason to end.
+    /// Starts a second engine, relay, projector and dispatcher on the same log. The first process is ready, so the
+    /// schemas and the installation's key are there.
+    pub(crate) async fn start_seconds(&mut self, programs: &Path, bank_url: &str) -> anyhow::Result<()> {
+        let installation = std::fs::read(self.directory.join(DATA).join("installation.json"));
+        let installation: serde_json::Value = serde_json::from_slice(&installation.context("the installation")?)?;
+        let key = installation["sealingKey"].as_str().context("an installation has a key")?;
+        let key_file = self.directory.join("secrets.key");
+        std::fs::write(&key_file, STANDARD.decode(key).context("a key in base64")?)?;
+        let key_file = key_file.display().to_string();
+        for service in Service::ALL {
+            let listen = format!("127.0.0.1:{}", free_port()?);
+            let more: &[&str] = match service {
+                Service::Engine => &["--secrets-key-file", &key_file, "--bank-url", bank_url],
+                Service::Projector => &["--secrets-key-file", &key_file],
+                Service::Dispatcher => {
+                    let all = &["--secrets-key-file", &key_file, "--allow-local-webhooks", "--webhook-schedule"];
+                    &[&all[..], &[WEBHOOK_SCHEDULE]].concat()
+                }
+                Service::Relay => &[],
+            };
+            let arguments = [&["--listen", &listen], more].concat().into_iter().map(str::to_owned).collect();
+            let environment = environment(&self.stack, &self.second_postgres, &self.second_nats)?;
+            let log = self.directory.join(format!("{}.log", service.program()));
+            let process = Process::new(programs.join(service.program()), arguments, environment, log);
+            process.spawn().await?;
+            self.seconds.push(Second { service, url: format!("http://{listen}"), process });
+            self.until_second_listens(service).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn second(&self, service: Service) -> anyhow::Result<&Process> {
+        Ok(&self.found(service)?.process)
+    }
+
+    pub(crate) fn url_of_second(&self, service: Service) -> Option<String> {
+        Some(self.found(service).ok()?.url.clone())
+    }
+
+    pub(crate) async fn until_second_listens(&self, service: Service) -> anyhow::Result<()> {
+        let address = address_of(&self.found(service)?.url)?;
+        let begin = Instant::now();
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            self.revive().await?;
+            if START_TIME < begin.elapsed() {
+                bail!("the second {} does not listen {START_TIME:?} after its start", service.program());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Looks after everything that should run.
     pub(crate) async fn revive(&self) -> anyhow::Result<()> {
-        let ended = match self.child.lock().await.as_mut() {
-            Some(child) => child.try_wait().context("looking after the process")?,
-            None => None,
-        };
-        if let Some(status) = ended {
-            tracing::warn!(%status, "daybook has ended by itself");
-            self.gave_up.fetch_add(1, Ordering::Relaxed);
-            sleep(Duration::from_millis(200)).await;
-            self.spawn().await?;
+        for process in self.processes() {
+            process.revive().await?;
         }
         Ok(())
     }
 
     pub(crate) fn times_it_gave_up(&self) -> u32 {
-        self.gave_up.load(Ordering::Relaxed)
-    }
-
-    /// SIGKILL; returns when it is gone.
-    pub(crate) async fn kill(&self) -> anyhow::Result<()> {
-        if let Some(mut child) = self.child.lock().await.take() {
-            child.kill().await.context("killing daybook")?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn pause(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP).await
-    }
-
-    pub(crate) async fn go_on(&self) -> anyhow::Result<()> {
-        self.signal(Signal::CONT).await
+        self.processes().map(Process::times_it_gave_up).sum()
     }
 
     /// Kills the bus, takes everything it has stored, and starts it empty.
     pub(crate) async fn wipe_nats(&self) -> anyhow::Result<()> {
         self.stack.kill_nats().await?;
-        let stored = self.directory.join("servers-of-the-run/servers/nats/jetstream");
+        let stored = self.directory.join(SERVERS).join("servers/nats/jetstream");
         anyhow::ensure!(stored.exists(), "{} is not where the bus keeps its data", stored.display());
         std::fs::remove_dir_all(&stored).with_context(|| format!("removing {}", stored.display()))?;
         Ok(self.stack.start_nats().await?)
     }
 
-    /// A command of the program on the servers themselves, past the wires: its output if it succeeds.
+    /// A command of the program on the servers themselves, past the wires: what it says, as an error if it fails.
     pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<Result<String, String>> {
         let output = Command::new(&self.program)
             .args(arguments)
@@ -176,34 +223,46 @@ impl System {
     }
 
     pub(crate) async fn end(self) -> anyhow::Result<()> {
-        self.kill().await?;
+        for process in self.processes() {
+            process.kill().await?;
+        }
         self.stack.stop().await.context("stopping the servers")
     }
 
-    async fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let id = self.child.lock().await.as_ref().and_then(Child::id).context("daybook does not run")?;
-        let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process has an id")?;
-        kill_process(id, signal).with_context(|| format!("sending {signal:?}"))
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.daybook).chain(self.seconds.iter().map(|second| &second.process))
     }
 
-    fn data_directory(&self) -> PathBuf {
-        self.directory.join("daybook")
+    fn found(&self, service: Service) -> anyhow::Result<&Second> {
+        let found = self.seconds.iter().find(|second| second.service == service);
+        found.with_context(|| format!("there is no second {}", service.program()))
     }
+}
+
+/// Inside the run's directory: the servers' data directory, and Daybook's.
+const SERVERS: &str = "stack";
+const DATA: &str = "daybook";
+
+/// The servers' addresses, through these wires.
+fn environment(stack: &Stack, postgres: &Wire, nats: &Wire) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let through = |url: &str, wire: &Wire| -> anyhow::Result<String> {
+        let mut url = Url::parse(url).context("reading a server's address")?;
+        url.set_port(Some(wire.port)).ok().context("a server's address has a port")?;
+        Ok(url.into())
+    };
+    Ok(vec![
+        ("DAYBOOK_DATABASE_URL", through(stack.database_url(), postgres)?),
+        ("DAYBOOK_NATS_URL", through(stack.nats_url(), nats)?),
+    ])
 }
 
 fn address_of(url: &str) -> anyhow::Result<SocketAddr> {
-    let url = Url::parse(url).context("reading a server's address")?;
-    let port = url.port().context("a private server has a port")?;
+    let url = Url::parse(url).context("reading an address")?;
+    let port = url.port().context("a private address has a port")?;
     Ok(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-fn through(url: &str, wire: &Wire) -> anyhow::Result<String> {
-    let mut url = Url::parse(url).context("reading a server's address")?;
-    url.set_port(Some(wire.port)).ok().context("a server's address has a port")?;
-    Ok(url.into())
-}
-
-/// Below the ports that the kernel gives to whoever connects: while Daybook is dead nobody takes its port by chance.
+/// Below the ports that the kernel gives to whoever connects: while a process is dead nobody takes its port by chance.
 fn free_port() -> anyhow::Result<u16> {
     let offset = u16::try_from(std::process::id() % 10_000).expect("less than 10,000");
     let mut ports = (0..10_000).map(|step| 20_000 + (offset + step) % 10_000);

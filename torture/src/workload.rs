@@ -19,7 +19,7 @@ use crate::random::Random;
 use crate::system::{Connection, Credentials};
 
 /// How many act at once.
-const CLIENTS: u64 = 8;
+const CLIENTS: u64 = 12;
 
 /// Longer than the ledger takes to say that it does not know.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
@@ -52,6 +52,9 @@ pub(crate) struct World {
     pub(crate) history: Arc<History>,
     pub(crate) admin: Login,
     pub(crate) partner: Login,
+    /// Other doors to the same ledger, if there are any.
+    pub(crate) second_commands: Option<String>,
+    pub(crate) second_queries: Option<String>,
     wallets: Mutex<Vec<(String, &'static str)>>,
     /// Whoever waits for a payment of which the bank says nothing for a while.
     late_callback: Mutex<Option<oneshot::Sender<()>>>,
@@ -106,7 +109,18 @@ impl World {
         partner: Credentials,
     ) -> Self {
         let (admin, partner) = (Login::new(admin), Login::new(partner));
-        Self { http, connection, history, admin, partner, wallets: Mutex::default(), late_callback: Mutex::default() }
+        let (second_commands, second_queries) = (None, None);
+        Self {
+            http,
+            connection,
+            history,
+            admin,
+            partner,
+            second_commands,
+            second_queries,
+            wallets: Mutex::default(),
+            late_callback: Mutex::default(),
+        }
     }
 
     fn base_url(&self) -> String {
@@ -115,9 +129,19 @@ impl World {
 
     /// A GET as the operator, or as the partner.
     pub(crate) async fn get(&self, as_admin: bool, route: &str, within: Duration) -> anyhow::Result<(Answer, Value)> {
+        self.get_at(&self.base_url(), as_admin, route, within).await
+    }
+
+    async fn get_at(
+        &self,
+        base_url: &str,
+        as_admin: bool,
+        route: &str,
+        within: Duration,
+    ) -> anyhow::Result<(Answer, Value)> {
         let login = if as_admin { &self.admin } else { &self.partner };
         let token = tokio::time::timeout(within, login.token(self)).await.context("no login in time")?;
-        let asked = self.http.get(format!("{}{route}", self.base_url())).bearer_auth(&token).timeout(within);
+        let asked = self.http.get(format!("{base_url}{route}")).bearer_auth(&token).timeout(within);
         let answer = read(asked.send().await?).await?;
         if answer.status == 401 {
             login.forget(&token).await;
@@ -149,7 +173,12 @@ impl World {
         let sent_at = Instant::now();
         let (call, attempt) = self.history.sent(number);
         let (route, body) = request(&call.intent, &call.marker);
-        let asked = self.http.post(format!("{}{route}", self.base_url())).bearer_auth(&token).json(&body);
+        // A repetition may come to the other engine, which must know of the first attempt all the same.
+        let second = (number + attempt as u64) % 3 == 2;
+        let second = self.second_commands.as_ref().filter(|_| second);
+        let sent_at = second.is_none().then_some(sent_at);
+        let base_url = second.cloned().unwrap_or_else(|| self.base_url());
+        let asked = self.http.post(format!("{base_url}{route}")).bearer_auth(&token).json(&body);
         let outcome = send(asked.header("Idempotency-Key", &call.marker)).await;
         if let Outcome::Answered(answer) = &outcome
             && answer.status == 401
@@ -340,9 +369,16 @@ impl Client {
         }
     }
 
+    /// Either of those who show what is there.
+    fn queries(&mut self) -> String {
+        let second = self.random.percent(30).then(|| self.world.second_queries.clone()).flatten();
+        second.unwrap_or_else(|| self.world.base_url())
+    }
+
     /// What was answered 201 is never 404.
-    async fn look_for(&self, route: &str) {
-        if let Ok((answer, _)) = self.world.get(false, route, ANSWER_TIME).await
+    async fn look_for(&mut self, route: &str) {
+        let queries = self.queries();
+        if let Ok((answer, _)) = self.world.get_at(&queries, false, route, ANSWER_TIME).await
             && answer.status == 404
         {
             self.world.history.missing(format!("{route}: {}", answer.body));
@@ -355,7 +391,8 @@ impl Client {
         }
         let Some(min_position) = position else { return };
         let route = format!("/v1/wallets/{wallet}/balance?minPosition={min_position}&waitMs=5000");
-        let Ok((answer, body)) = self.world.get(false, &route, ANSWER_TIME).await else { return };
+        let queries = self.queries();
+        let Ok((answer, body)) = self.world.get_at(&queries, false, &route, ANSWER_TIME).await else { return };
         match (answer.status, answer.position, body["balance"].as_str()) {
             (200, Some(position), Some(balance)) => self.world.history.read(Read {
                 wallet: wallet.to_owned(),
