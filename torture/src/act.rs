@@ -11,8 +11,8 @@ use crate::check::{Promise, Violation};
 use crate::history::History;
 use crate::receiver::Receiver;
 use crate::script::{Fault, Server};
-use crate::system::{Connection, System};
-use crate::wire::{Fate, Held, Moment, Wire};
+use crate::system::{Connection, Service, System};
+use crate::wire::{Fate, Held, Moment, Part};
 use crate::workload::World;
 
 /// How long a moment is waited for. One that does not come is reported; the fault happens all the same.
@@ -80,7 +80,7 @@ impl Adversary<'_> {
                 Ok(true)
             }
             Fault::KillAt { moment, arrives_late } => {
-                let held = self.catch(*moment).await;
+                let held = self.catch(*moment).await?;
                 self.system.daybook.kill().await?;
                 let caught = held.is_some();
                 if let Some(held) = held {
@@ -96,7 +96,7 @@ impl Adversary<'_> {
                 Ok(caught)
             }
             Fault::KillWhileDelivering => {
-                let held = self.receiver.catch(MOMENT_TIME).await;
+                let held = self.without(Some(Service::Dispatcher), self.receiver.catch(MOMENT_TIME)).await?;
                 self.system.daybook.kill().await?;
                 self.system.daybook.spawn().await?;
                 Ok(held.is_some())
@@ -112,7 +112,7 @@ impl Adversary<'_> {
                 Ok(true)
             }
             Fault::StopPostgresAt { moment, down_ms } => {
-                let held = self.catch(*moment).await;
+                let held = self.catch(*moment).await?;
                 self.stop_postgres(*down_ms).await?;
                 let caught = held.is_some();
                 if let Some(held) = held {
@@ -131,7 +131,7 @@ impl Adversary<'_> {
                 Ok(true)
             }
             Fault::CutAt { moment } => {
-                let held = self.catch(*moment).await;
+                let held = self.catch(*moment).await?;
                 let caught = held.is_some();
                 if let Some(held) = held {
                     held.release(Fate::Cut);
@@ -144,7 +144,7 @@ impl Adversary<'_> {
                 Ok(true)
             }
             Fault::DelayAt { moment, ms } => {
-                let held = self.catch(*moment).await;
+                let held = self.catch(*moment).await?;
                 sleep(Duration::from_millis(*ms)).await;
                 let caught = held.is_some();
                 if let Some(held) = held {
@@ -191,12 +191,25 @@ impl Adversary<'_> {
         Ok(self.system.stack.start_postgres().await?)
     }
 
-    async fn catch(&self, moment: Moment) -> Option<Held> {
-        let wire: &Wire = match moment.part {
-            crate::wire::Part::Relay => &self.system.nats,
-            _ => &self.system.postgres,
+    /// The next message at a moment of the first process. A second service that shares its work could take all of it,
+    /// so that one rests meanwhile.
+    async fn catch(&self, moment: Moment) -> anyhow::Result<Option<Held>> {
+        let (wire, rival) = match moment.part {
+            Part::Relay => (&self.system.nats, Some(Service::Relay)),
+            Part::Projector => (&self.system.postgres, Some(Service::Projector)),
+            Part::Webhooks => (&self.system.postgres, Some(Service::Dispatcher)),
+            Part::Engine | Part::Workflows | Part::Other => (&self.system.postgres, None),
         };
-        wire.catch(moment, MOMENT_TIME).await
+        self.without(rival, wire.catch(moment, MOMENT_TIME)).await
+    }
+
+    async fn without<T>(&self, rival: Option<Service>, work: impl Future<Output = T>) -> anyhow::Result<T> {
+        let Some(rival) = rival else { return Ok(work.await) };
+        let rival = self.system.second(rival)?;
+        rival.pause().await?;
+        let done = work.await;
+        rival.go_on().await?;
+        Ok(done)
     }
 
     /// How long after `end` it was so, if it ever was. Meanwhile a process that ends by itself is started again.
