@@ -1,6 +1,6 @@
 //! Who sees what: a partner its own and nothing of others, the operator everything.
 
-use ledger_core::{WalletId, WalletKind};
+use ledger_core::{Action, WalletId, WalletKind};
 use serde_json::Value;
 
 use crate::system::{System, eur, ids, transaction_of, wallet_id};
@@ -77,5 +77,22 @@ async fn partners_are_the_operators_to_list() {
     assert_eq!(admin.problem(nobody).await, "404 partner-not-found");
     for path in ["/v1/partners".to_owned(), format!("/v1/partners/{}", first.partner), "/v1/events".to_owned()] {
         assert_eq!(first.problem(&path).await, "403 insufficient-scope", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_partner_shows_whether_it_may_act() {
+    let system = System::start().await;
+    let (partner, other, admin) = (system.partner().await, system.partner().await, system.admin().await);
+    let id = partner.partner;
+    for (action, status) in [
+        (Action::SuspendPartner { partner: id, reason: None }, "SUSPENDED"),
+        (Action::RotateSecret { partner: id }, "SUSPENDED"),
+        (Action::ResumePartner { partner: id }, "ACTIVE"),
+    ] {
+        system.execute(ledger_core::Caller::Admin, action).await;
+        system.caught_up().await;
+        assert_eq!(admin.get(&format!("/v1/partners/{id}")).await["status"], status);
+        assert_eq!(admin.get(&format!("/v1/partners/{}", other.partner)).await["status"], "ACTIVE");
     }
 }

@@ -206,3 +206,25 @@ async fn every_described_route_is_served_and_for_those_with_a_token_alone() {
     }
     assert_eq!(routes, 8);
 }
+
+#[tokio::test]
+async fn a_secret_that_was_moved_to_another_endpoints_row_signs_nothing() {
+    let mut system = System::start_without_dispatching("1s").await;
+    let partner = system.partner().await;
+    let (first, second) =
+        (Receiver::start(|_| Reply::Status(200)).await, Receiver::start(|_| Reply::Status(200)).await);
+    let (one, other) = (partner.register(&first).await, partner.register(&second).await);
+    let id = |webhook: &Value| text(&webhook["id"]).trim_start_matches("whk_").to_owned();
+    let (moved, kept) = (id(&one), id(&other));
+    let secret_of = |id: &str| format!("(select sealed_secret from webhooks.endpoints where id = '{id}')");
+    system
+        .sql(&format!("update webhooks.endpoints set sealed_secret = {} where id = '{moved}'", secret_of(&kept)))
+        .await;
+    system.dispatch();
+    system.wallet(&partner).await;
+    let delivered = partner.only_delivery(&other, "DELIVERED").await;
+    assert_eq!(delivered["attempts"][0]["outcome"], "delivered");
+    let unsent = partner.only_delivery(&one, "DEAD").await;
+    assert_eq!(unsent["attempts"][0]["outcome"], "not-signed");
+    assert_eq!(first.seen().len(), 0, "nothing is sent that another endpoint's secret has signed");
+}
