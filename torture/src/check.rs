@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use crate::evidence::Evidence;
 use crate::fold::Fold;
-use crate::history::{Answer, Call, Intent, Verdict};
+use crate::history::{Answer, Call, Intent, Transfer, Verdict};
 use crate::log::{self, Event};
+use crate::money::{Money, minor};
 
 /// What was promised; each violation is of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -242,7 +243,7 @@ impl<'a> Judge<'a> {
         for events in commands.values() {
             let keyed = events[0].key.as_ref().and_then(|key| by_key.get(key)).copied();
             let marked: BTreeSet<u64> =
-                events.iter().filter_map(|event| by_marker.get(marker(event)?.as_str()).copied()).collect();
+                events.iter().filter_map(|event| by_marker.get(of_whole(&marker(event)?)).copied()).collect();
             let calls: BTreeSet<u64> = keyed.iter().copied().chain(marked).collect();
             match calls.len() {
                 0 => self.unasked(events),
@@ -256,9 +257,12 @@ impl<'a> Judge<'a> {
         for call in &known.calls {
             self.answers(call);
             let commands = of_call.get(&call.number).map(Vec::as_slice).unwrap_or_default();
-            let effects = commands.iter().flat_map(|events| events.iter()).filter(|event| is_effect(event)).count();
-            if 1 < commands.len() || 1 < effects {
-                let what = format!("{}: {} commands with {effects} effects", call.marker, commands.len());
+            let effects = commands.iter().flat_map(|events| events.iter()).filter(|event| is_effect(event));
+            let mut once = BTreeSet::new();
+            // The items of a batch are told apart by their numbers.
+            let repeated = effects.filter(|event| !once.insert(marker(event))).count();
+            if 1 < commands.len() || 0 < repeated {
+                let what = format!("{}: {} commands, {repeated} effects repeated", call.marker, commands.len());
                 self.violated(Promise::Doubled, what);
             }
             self.effect(call, commands.first().map(|events| events.as_slice()));
@@ -321,7 +325,10 @@ impl<'a> Judge<'a> {
 
     /// What the log says of a call, against its answer.
     fn effect(&mut self, call: &Call, events: Option<&[&Event]>) {
-        let effect = events.and_then(|events| events.iter().find(|event| is_effect(event)).copied());
+        // Every item of a batch may be refused, and the batch is done all the same.
+        let is_batch = matches!(call.intent, Intent::Batch { atomic: false, .. });
+        let counts = |event: &&&Event| is_effect(event) || (is_batch && event.event_type == "TransactionDeclined");
+        let effect = events.and_then(|events| events.iter().find(counts).copied());
         let Some(answer) = call.settled() else {
             if let (true, Some(event)) = (call.abandoned, events.and_then(|events| events.first())) {
                 let what = format!("{}: {} though it was said that it was not executed", call.marker, name(event));
@@ -372,7 +379,7 @@ impl<'a> Judge<'a> {
                 _ => {} // declined, or not paid
             }
             let moved: i128 = transaction.moves.iter().map(|(_, change)| *change).filter(|change| 0 < *change).sum();
-            let asked = crate::money::minor(&transaction.amount, &transaction.currency).unwrap_or_default();
+            let asked = minor(&transaction.amount, &transaction.currency).unwrap_or_default();
             if transaction.status == "SUCCESS" && moved != asked {
                 self.violated(Promise::Conserved, format!("{id}: {asked} was asked for, {moved} has come"));
             }
@@ -392,7 +399,7 @@ impl<'a> Judge<'a> {
                 self.violated(Promise::View, format!("the wallet {id} is not shown"));
                 continue;
             };
-            let balance = seen["balance"].as_str().and_then(|text| crate::money::minor(text, &wallet.currency));
+            let balance = seen["balance"].as_str().and_then(|text| minor(text, &wallet.currency));
             let seen = (balance, seen["status"].as_str(), seen["version"].as_i64());
             let is = (Some(wallet.balance), Some(wallet.status), Some(wallet.version));
             if seen != is {
@@ -402,8 +409,7 @@ impl<'a> Judge<'a> {
             let statement: Vec<_> = statement
                 .iter()
                 .map(|entry| {
-                    let after =
-                        entry["balanceAfter"].as_str().and_then(|text| crate::money::minor(text, &wallet.currency));
+                    let after = entry["balanceAfter"].as_str().and_then(|text| minor(text, &wallet.currency));
                     (entry["position"].as_i64().unwrap_or_default(), after.unwrap_or(i128::MIN))
                 })
                 .collect();
@@ -442,7 +448,7 @@ impl<'a> Judge<'a> {
                 self.violated(Promise::Stale, format!("{read:?}"));
             }
             let currency = self.fold.wallets.get(&read.wallet).map(|wallet| wallet.currency.as_str());
-            let balance = currency.and_then(|currency| crate::money::minor(&read.balance, currency));
+            let balance = currency.and_then(|currency| minor(&read.balance, currency));
             let was = self.fold.balance_at(&read.wallet, read.position);
             if balance.is_none() || balance != was {
                 self.violated(Promise::Stale, format!("{read:?}, and the log says {was:?} at that position"));
@@ -492,51 +498,91 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Why the event is not what the call asked for and was told; `None` if it is.
+/// Why the command is not what the call asked for and was told; `None` if it is.
 fn difference(call: &Call, answer: &Answer, event: &Event, events: &[&Event]) -> Option<String> {
     let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-    if body["id"] != *event.aggregate_id {
-        return Some(format!("the answer named {}", body["id"]));
-    }
     let last = events.last().map(|event| event.position);
     if answer.position != last {
         return Some(format!("the answer named position {:?}, the command ends at {last:?}", answer.position));
     }
-    let content = event.content().unwrap_or_default();
-    let instruction = &content["instruction"];
-    let moves = |from: Option<&str>, to: Option<&str>, money: &crate::money::Money, kind: &str, about: &str| {
-        let entries: Vec<_> = content["entries"].as_array().map(Vec::as_slice).unwrap_or_default().iter().collect();
-        let is = |entry: &Value, direction: &str, wallet: Option<&str>| {
-            entry["direction"] == direction
-                && entry["amount"] == *money.text()
-                && wallet.is_none_or(|wallet| entry["walletId"] == *wallet)
-        };
-        let moved = match kind {
-            "TOP_UP" => entries.is_empty(),
-            _ => {
-                entries.len() == 2
-                    && entries.iter().any(|entry| is(entry, "DEBIT", from))
-                    && entries.iter().any(|entry| is(entry, "CREDIT", to))
-            }
-        };
-        moved
-            && instruction["type"] == kind
-            && instruction["walletId"] == *about
-            && instruction["amount"] == *money.text()
-            && instruction["currency"] == *money.currency
-    };
+    if let Intent::Batch { atomic, transfers } = &call.intent {
+        return difference_of_batch(call, *atomic, transfers, &body, events);
+    }
+    if body["id"] != *event.aggregate_id {
+        return Some(format!("the answer named {}", body["id"]));
+    }
     let as_asked = match &call.intent {
         Intent::OpenWallet { user, currency } => {
+            let content = event.content().unwrap_or_default();
             event.event_type == "WalletOpened" && content["userId"] == **user && content["currency"] == **currency
         }
-        Intent::Transfer { from, to, money } => moves(Some(from), Some(to), money, "TRANSFER", from),
-        Intent::Adjust { wallet, credit: true, money } => moves(None, Some(wallet), money, "ADJUSTMENT", wallet),
-        Intent::Adjust { wallet, credit: false, money } => moves(Some(wallet), None, money, "ADJUSTMENT", wallet),
-        Intent::TopUp { wallet, money } => moves(None, None, money, "TOP_UP", wallet),
+        Intent::Transfer { from, to, money } => moves(event, Some(from), Some(to), money, "TRANSFER", from),
+        Intent::Adjust { wallet, credit: true, money } => moves(event, None, Some(wallet), money, "ADJUSTMENT", wallet),
+        Intent::Adjust { wallet, credit: false, money } => {
+            moves(event, Some(wallet), None, money, "ADJUSTMENT", wallet)
+        }
+        Intent::TopUp { wallet, money } => moves(event, None, None, money, "TOP_UP", wallet),
         Intent::Freeze { wallet } => event.event_type == "WalletFrozen" && event.aggregate_id == *wallet,
         Intent::Unfreeze { wallet } => event.event_type == "WalletUnfrozen" && event.aggregate_id == *wallet,
+        Intent::Batch { .. } => unreachable!("answered above"),
     };
     (!as_asked).then(|| format!("{:?} was asked for, {} was done", call.intent, event.payload))
+}
+
+/// The same for a batch: an event for each item, in their order, and each as its result says.
+fn difference_of_batch(
+    call: &Call,
+    atomic: bool,
+    transfers: &[Transfer],
+    body: &Value,
+    events: &[&Event],
+) -> Option<String> {
+    let results = body["results"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if (results.len(), events.len()) != (transfers.len(), transfers.len()) {
+        let (items, results, events) = (transfers.len(), results.len(), events.len());
+        return Some(format!("{items} items were asked for, {results} answered, {events} are in the log"));
+    }
+    for (number, ((transfer, result), event)) in transfers.iter().zip(results).zip(events).enumerate() {
+        let Transfer { from, to, money } = transfer;
+        let done = match event.event_type.as_str() {
+            "TransactionPosted" => {
+                result["status"] == "SUCCESS" && moves(event, Some(from), Some(to), money, "TRANSFER", from)
+            }
+            "TransactionDeclined" => result["status"] == "FAILED" && !atomic,
+            _ => false,
+        };
+        let its_own = marker(event).is_some_and(|marker| marker == format!("{}/{number}", call.marker))
+            && result["transactionId"] == *event.aggregate_id;
+        if !done || !its_own {
+            return Some(format!("item {number} was {transfer:?}, answered {result}, done {}", event.payload));
+        }
+    }
+    None
+}
+
+/// Whether the event moves this money so, or asks for it if it is a top-up.
+fn moves(event: &Event, from: Option<&str>, to: Option<&str>, money: &Money, kind: &str, about: &str) -> bool {
+    let content = event.content().unwrap_or_default();
+    let instruction = &content["instruction"];
+    let entries = content["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is = |entry: &Value, direction: &str, wallet: Option<&str>| {
+        entry["direction"] == direction
+            && entry["amount"] == *money.text()
+            && wallet.is_none_or(|wallet| entry["walletId"] == *wallet)
+    };
+    let moved = match kind {
+        "TOP_UP" => entries.is_empty(),
+        _ => {
+            entries.len() == 2
+                && entries.iter().any(|entry| is(entry, "DEBIT", from))
+                && entries.iter().any(|entry| is(entry, "CREDIT", to))
+        }
+    };
+    moved
+        && instruction["type"] == kind
+        && instruction["walletId"] == *about
+        && instruction["amount"] == *money.text()
+        && instruction["currency"] == *money.currency
 }
 
 /// An answer without what belongs to the one request and not to the matter.
@@ -573,6 +619,11 @@ fn marker(event: &Event) -> Option<String> {
     let places =
         [&instruction["reference"], &instruction["description"], &content["metadata"]["call"], &content["reason"]];
     places.into_iter().find_map(|place| place.as_str().map(str::to_owned))
+}
+
+/// The call's marker in that of an item.
+fn of_whole(marker: &str) -> &str {
+    marker.split_once('/').map_or(marker, |(whole, _)| whole)
 }
 
 fn name(event: &Event) -> String {

@@ -20,12 +20,43 @@ use crate::money::Money;
 /// What a client wants of the ledger, under one key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Intent {
-    OpenWallet { user: String, currency: String },
-    Transfer { from: String, to: String, money: Money },
-    Adjust { wallet: String, credit: bool, money: Money },
-    TopUp { wallet: String, money: Money },
-    Freeze { wallet: String },
-    Unfreeze { wallet: String },
+    OpenWallet {
+        user: String,
+        currency: String,
+    },
+    Transfer {
+        from: String,
+        to: String,
+        money: Money,
+    },
+    /// One command that makes all of them, or each for itself.
+    Batch {
+        atomic: bool,
+        transfers: Vec<Transfer>,
+    },
+    Adjust {
+        wallet: String,
+        credit: bool,
+        money: Money,
+    },
+    TopUp {
+        wallet: String,
+        money: Money,
+    },
+    Freeze {
+        wallet: String,
+    },
+    Unfreeze {
+        wallet: String,
+    },
+}
+
+/// An item of a batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Transfer {
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) money: Money,
 }
 
 /// One key, what it was for, and everything that was said about it.

@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::history::{Answer, History, Intent, Outcome, Read, Verdict};
+use crate::history::{Answer, History, Intent, Outcome, Read, Transfer, Verdict};
 use crate::money::{CURRENCIES, Money};
 use crate::random::Random;
 use crate::system::{Connection, Credentials};
@@ -33,6 +33,9 @@ const LATE_CALLBACK_MS: u64 = 2_000;
 /// Amounts, in minor units: most transfers find their money, and some do not.
 const TRANSFER_BELOW: u64 = 3_000;
 const CREDIT_BELOW: u64 = 20_000;
+
+/// Items of a batch.
+const ITEMS_BELOW: u64 = 6;
 
 /// Of so many wallets one is frozen now and then.
 const FREEZE_EVERY: usize = 10;
@@ -248,7 +251,11 @@ impl Client {
             // What has been paid for waits until a wallet thaws: those that may be frozen get none of it.
             let may_freeze = number % FREEZE_EVERY == FREEZE_EVERY - 1;
             match chance {
-                ..70 => {
+                ..5 => {
+                    let atomic = self.random.percent(50);
+                    (Intent::Batch { atomic, transfers: self.transfers(&wallets, currency) }, false)
+                }
+                5..70 => {
                     // Now and then to any wallet, of another currency or the same one: refusals are answers too.
                     let others: Vec<_> = wallets.iter().filter(|(id, of)| *of == currency && *id != wallet).collect();
                     let to = match others.is_empty() || self.random.percent(2) {
@@ -269,6 +276,20 @@ impl Client {
             }
         };
         self.world.history.intend(intent, as_admin)
+    }
+
+    /// Some transfers in one currency, a later one perhaps of what an earlier one brings.
+    fn transfers(&mut self, wallets: &[(String, &'static str)], currency: &'static str) -> Vec<Transfer> {
+        let among: Vec<_> = wallets.iter().filter(|(_, of)| *of == currency).map(|(id, _)| id.clone()).collect();
+        let items = self.random.within(1, ITEMS_BELOW);
+        (0..items)
+            .map(|_| {
+                let from = self.random.index(among.len());
+                let to = (from + 1 + self.random.index(among.len().max(2) - 1)) % among.len();
+                let money = self.money(currency, TRANSFER_BELOW);
+                Transfer { from: among[from].clone(), to: among[to].clone(), money }
+            })
+            .collect()
     }
 
     fn money(&mut self, currency: &str, below: u64) -> Money {
@@ -339,6 +360,9 @@ impl Client {
                     self.pay(token, &id).await;
                 }
             }
+            Intent::Batch { transfers, .. } => {
+                self.look_at_balance(&transfers[0].from, answer.position).await;
+            }
             Intent::Freeze { .. } | Intent::Unfreeze { .. } => {}
         }
     }
@@ -357,6 +381,9 @@ impl Client {
         }
         if let Intent::OpenWallet { .. } = call.intent {
             body["userId"] = json!("another user");
+        }
+        if let Intent::Batch { atomic, .. } = call.intent {
+            body["atomic"] = json!(!atomic);
         }
         let login = if call.as_admin { &self.world.admin } else { &self.world.partner };
         let token = login.token(&self.world).await;
@@ -470,6 +497,14 @@ fn request(intent: &Intent, marker: &str) -> (String, Value) {
             json!({"fromWalletId": from, "toWalletId": to, "amount": money.text(), "currency": money.currency,
                    "reference": marker}),
         ),
+        Intent::Batch { atomic, transfers } => {
+            let item = |(number, Transfer { from, to, money }): (usize, &Transfer)| {
+                json!({"fromWalletId": from, "toWalletId": to, "amount": money.text(), "currency": money.currency,
+                       "reference": format!("{marker}/{number}")})
+            };
+            let items: Vec<Value> = transfers.iter().enumerate().map(item).collect();
+            ("/v1/transactions/batch".to_owned(), json!({"atomic": atomic, "transactions": items}))
+        }
         Intent::Adjust { wallet, credit, money } => (
             "/v1/transactions/adjustment".to_owned(),
             json!({"walletId": wallet, "direction": if *credit { "CREDIT" } else { "DEBIT" },
