@@ -9,6 +9,7 @@
 
 mod access;
 mod audit;
+mod bench;
 mod connection;
 mod export;
 mod installation;
@@ -53,6 +54,10 @@ enum Command {
     Receive(receive::Options),
     /// Kills, cuts and stalls a system of its own under load, and checks from outside that every promise was kept.
     Torture(torture::Options),
+    /// Measures how fast the ledger is on this machine, beside pgbench, and what it does under too much load.
+    Bench(bench::Options),
+    #[command(hide = true)]
+    BenchCommands(bench::CommandsOptions),
 }
 
 fn main() -> ExitCode {
@@ -95,5 +100,7 @@ async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Access(options) => access::run(options).await,
         Command::Receive(options) => receive::run(options).await,
         Command::Torture(options) => torture::run(options).await,
+        Command::Bench(options) => bench::run(options).await,
+        Command::BenchCommands(options) => bench::serve_commands(options).await,
     }
 }

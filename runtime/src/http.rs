@@ -54,6 +54,9 @@ pub struct Limits {
     pub connections: usize,
     /// Requests at work, reads not counted; one more is answered 503. Less than there are connections, or it is never felt.
     pub requests: usize,
+    /// How long such a refusal waits: it costs a tenth of the work that it spares, so who comes again at once must not
+    /// be told again at once, or there is no time left for what was let in.
+    pub refusal_pause: Duration,
     /// From a request's first byte to the end of its header; also from connecting to the first byte.
     pub header_time: Duration,
     /// From the end of the header to the end of the body.
@@ -79,6 +82,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             requests: 256,
+            refusal_pause: Duration::from_millis(50),
             header_time: Duration::from_secs(10),
             body_time: Duration::from_secs(15),
             idle_time: Duration::from_secs(60),
@@ -255,7 +259,7 @@ async fn answer(
     let guest = if countable { door.admit(&parts.method) } else { Some(None) };
     let Some(guest) = guest else {
         let body = RequestBody::new(incoming, &limits, Fault::default(), conversation.clone(), None);
-        return Ok(overloaded(&parts, body, begun).await.map(|body| ResponseBody::new(body, conversation)));
+        return Ok(overloaded(&parts, body, &limits, begun).await.map(|body| ResponseBody::new(body, conversation)));
     };
     let id = RequestId::of(None, &parts.headers);
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
@@ -302,7 +306,7 @@ async fn answer(
 }
 
 /// One request too many. Its connection can be used again, for a new one would cost more: a small body is read and let go.
-async fn overloaded(head: &Parts, mut body: RequestBody, begun: Instant) -> Response {
+async fn overloaded(head: &Parts, mut body: RequestBody, limits: &Limits, begun: Instant) -> Response {
     let id = RequestId::of(None, &head.headers);
     let small = body.size_hint().upper().is_some_and(|bytes| bytes <= PASSED_OVER_MAX);
     let mut passed_over = body.is_end_stream() || small && !head.headers.contains_key(header::EXPECT);
@@ -313,6 +317,7 @@ async fn overloaded(head: &Parts, mut body: RequestBody, begun: Instant) -> Resp
             None => break,
         }
     }
+    sleep(limits.refusal_pause).await;
     metrics::record(head.method.as_str(), "refused", Refusal::Overloaded.status(), begun.elapsed());
     let mut response = Refusal::Overloaded.response(head.uri.path(), &id);
     if !passed_over {

@@ -5,7 +5,8 @@
 //!
 //! *Closed*: each connection sends when its answer has come, as callers in a row do. *Open*: requests are due at a
 //! fixed rate whatever the answers do, as callers do who know nothing of each other. A latency then counts from the
-//! moment at which the request was due, also when all connections were busy and it had to wait here.
+//! moment at which the request was due. One that is due when every connection is busy is given up and counted: its
+//! caller's pool was empty, and to let it wait here would only tell how long the load went on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
@@ -53,7 +54,7 @@ pub(crate) struct Answer<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sent {
     pub(crate) requests: u64,
-    /// Due, but not sent before the end: every connection was busy, or this thread was.
+    /// Due while every connection was busy.
     pub(crate) unsent: u64,
     /// Connections that were made anew because the server had closed them.
     pub(crate) reconnects: u64,
@@ -84,22 +85,28 @@ impl Load {
         let mut free: Vec<usize> = (0..self.connections).collect();
         let mut scratch = vec![0; 256 * 1024];
         let mut sent = Sent::default();
+        let mut next = 0; // the number of the request that is due next
         let mut last_answer = Instant::now();
         let begun = Instant::now();
         loop {
             let elapsed = begun.elapsed();
-            let over = self.is_over(elapsed, sent.requests);
+            let over = self.is_over(elapsed, next);
             let due = if over { 0 } else { self.due(elapsed) };
             let mut burst = 0;
-            while sent.requests < due && burst < BURST_MAX {
+            while next < due && burst < BURST_MAX {
                 let Some(index) = free.pop() else { break };
                 let due_at = match self.pace {
                     Pace::Closed => Instant::now(),
-                    Pace::Open { per_second } => begun + at(sent.requests, per_second),
+                    Pace::Open { per_second } => begun + at(next, per_second),
                 };
-                connections[index].send(sent.requests, due_at, &mut write);
+                connections[index].send(next, due_at, &mut write);
+                next += 1;
                 sent.requests += 1;
                 burst += 1;
+            }
+            if let (Pace::Open { .. }, true) = (self.pace, free.is_empty() && next < due) {
+                sent.unsent += due - next;
+                next = due;
             }
             if over && free.len() == self.connections {
                 break;
@@ -110,7 +117,7 @@ impl Load {
                 }
                 break;
             }
-            let more = sent.requests < due && !free.is_empty();
+            let more = next < due && !free.is_empty();
             match poll.poll(&mut events, Some(if more { Duration::ZERO } else { TICK })) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 polled => polled?,
@@ -135,10 +142,6 @@ impl Load {
             }
         }
         sent.took = begun.elapsed();
-        sent.unsent = match self.pace {
-            Pace::Closed => 0,
-            Pace::Open { .. } => self.due(sent.took).saturating_sub(sent.requests),
-        };
         Ok(sent)
     }
 

@@ -25,7 +25,7 @@ use super::server::Server;
 const TIMES: u64 = 10;
 
 /// Below the server's cap on connections, so that it is requests that are too many.
-const CONNECTIONS: usize = 768;
+const CONNECTIONS: usize = 1000;
 const CAPACITY_CONNECTIONS: usize = 256;
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -85,9 +85,10 @@ pub(crate) async fn run(
     let goodput = ratio(overload.per_second, capacity.per_second);
     overload.notes = vec![
         format!(
-            "goodput {goodput:.2} of capacity; sent {} of {} due, {:.0}/s; {} reconnects",
-            sent.requests,
+            "goodput {goodput:.2} of capacity; of {} due, {} were sent, the others found {CONNECTIONS} connections busy; \
+             {:.0}/s; {} reconnects",
             sent.requests + sent.unsent,
+            sent.requests,
             ratio(f64::from(u32::try_from(sent.requests).unwrap_or(u32::MAX)), sent.took.as_secs_f64()),
             sent.reconnects,
         ),
@@ -152,7 +153,7 @@ impl Windows {
             *worst = answer.took.max(*worst);
             *granted &= answer.status == Some(201);
         };
-        let (tally, _) = run_load(server, 64, pace, LIGHT_TIME, name, seed, seen)?;
+        let (tally, _) = run_load(server, CAPACITY_CONNECTIONS, pace, LIGHT_TIME, name, seed, seen)?;
         Ok(Self { all: tally.accepted, windows })
     }
 
