@@ -177,7 +177,7 @@ async fn torture(
         kills: faults.iter().map(|done: &Done| done.kills).sum(),
         faults,
         counts: count(&evidence),
-        violated: Promise::ALL.map(|promise| (promise, of(&violations, promise).count())).to_vec(),
+        violated: Promise::ALL.map(|promise| (promise, of(&violations, promise).count())).into(),
         violations: Promise::ALL
             .iter()
             .flat_map(|promise| of(&violations, *promise).take(VIOLATIONS_MAX).cloned().collect::<Vec<_>>())

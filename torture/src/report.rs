@@ -1,5 +1,6 @@
 //! The report of a run: what was done to the system, how it came back, and which promises held.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -19,7 +20,7 @@ pub struct Report {
     pub kills: u32,
     pub counts: Counts,
     /// How many violations each promise has.
-    pub violated: Vec<(Promise, usize)>,
+    pub violated: BTreeMap<Promise, usize>,
     /// The first violations of each promise.
     pub violations: Vec<Violation>,
     pub planted: Planted,
