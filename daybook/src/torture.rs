@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 #[derive(Debug, Args)]
@@ -28,8 +28,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         minutes => torture::Length::Minutes(minutes),
     };
     let program = std::env::current_exe().context("finding this program")?;
+    let shutdown = runtime::shutdown::signal();
     // The report alone is on standard output.
-    let report = torture::run(torture::Options { program, seed, length }, |line| eprintln!("{line}")).await?;
+    let run = torture::run(torture::Options { program, seed, length }, |line| eprintln!("{line}"));
+    let report = tokio::select! {
+        report = run => report?,
+        () = shutdown.requested() => bail!("stopped before its end; its processes end with it"),
+    };
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
