@@ -48,7 +48,7 @@ pub struct Origin {
 }
 
 impl Client {
-    pub fn require(&self, scope: Scope) -> Result<(), Problem> {
+    fn require(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.allow(scope) {
             Ok(())
         } else {

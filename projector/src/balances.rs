@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use api_contract::{Client, Freshness, MinPosition, Path, Position, Problem, Query, Scope, WaitMs};
+use api_contract::{Client, Freshness, MinPosition, Path, Position, Problem, Query, WaitMs};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -110,7 +110,6 @@ pub(crate) async fn show(
     Path(id): Path<WalletId>,
     Query(query): Query<BalanceQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WalletsRead)?;
     let partner = queries::visible_to(&client)?;
     let BalanceQuery { as_of, known_at, at_position, min_position, wait_ms } = query;
     if at_position.is_some() && (as_of.is_some() || known_at.is_some()) {

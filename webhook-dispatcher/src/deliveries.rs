@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use api_contract::{Client, Freshness, Limit, MinPosition, Page, Path, Position, Problem, Query, Scope, WaitMs};
+use api_contract::{Client, Freshness, Limit, MinPosition, Page, Path, Position, Problem, Query, WaitMs};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -111,7 +111,6 @@ pub(crate) async fn list(
     Query(query): Query<DeliveriesQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     const ROUTE: &str = "/v1/webhooks/{id}/deliveries";
-    client.require(Scope::WebhooksRead)?;
     let partner = visible_to(&client)?;
     let status = query.status.as_deref();
     if status.is_some_and(|status| !matches!(status, "PENDING" | "RETRYING" | "DELIVERED" | "DEAD" | "HELD")) {
@@ -171,7 +170,6 @@ pub(crate) async fn show(
     Path(id): Path<DeliveryId>,
     Query(query): Query<ReadQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksRead)?;
     let partner = visible_to(&client)?;
     dispatcher.wait(query.freshness()).await?;
     let (position, body) = find(&dispatcher, id, partner).await?;
@@ -197,7 +195,6 @@ pub(crate) async fn redeliver(
     client: Client,
     Path(id): Path<DeliveryId>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksWrite)?;
     let partner = visible_to(&client)?;
     let mut tx = dispatcher.pool().begin().await?;
     // Endpoints are locked before deliveries, here as everywhere.

@@ -3,9 +3,7 @@
 //! An endpoint begins at the head of the log at its registration, and again when it is enabled. While it is
 //! disabled no deliveries are made for it; those that waited are held, and each can be sent by redelivering it.
 
-use api_contract::{
-    Client, Freshness, Json, Limit, MinPosition, Page, Path, Position, Problem, Query, Scope, Seal, WaitMs,
-};
+use api_contract::{Client, Freshness, Json, Limit, MinPosition, Page, Path, Position, Problem, Query, Seal, WaitMs};
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
@@ -124,7 +122,6 @@ pub(crate) async fn register(
     client: Client,
     Json(request, _): Json<NewWebhook>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksWrite)?;
     let partner = client.partner()?;
     check_url(&dispatcher, &request.url)?;
     let events = check_events(request.events)?;
@@ -180,7 +177,6 @@ pub(crate) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     const ROUTE: &str = "/v1/webhooks";
-    client.require(Scope::WebhooksRead)?;
     let partner = visible_to(&client)?;
     dispatcher.wait(Freshness::new(query.min_position, query.wait_ms)).await?;
     let limit = query.limit.unwrap_or_default().get();
@@ -220,7 +216,6 @@ pub(crate) async fn show(
     Path(id): Path<WebhookId>,
     Query(query): Query<ReadQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksRead)?;
     let partner = visible_to(&client)?;
     dispatcher.wait(query.freshness()).await?;
     let row = sqlx::query(
@@ -255,7 +250,6 @@ pub(crate) async fn change(
     Path(id): Path<WebhookId>,
     Json(request, _): Json<WebhookChange>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksWrite)?;
     let partner = visible_to(&client)?;
     if let Some(url) = &request.url {
         check_url(&dispatcher, url)?;
@@ -309,7 +303,6 @@ pub(crate) async fn delete(
     client: Client,
     Path(id): Path<WebhookId>,
 ) -> Result<impl IntoResponse, Problem> {
-    client.require(Scope::WebhooksWrite)?;
     let partner = visible_to(&client)?;
     let mut tx = dispatcher.pool().begin().await?;
     let id = lock_visible(&mut tx, id, partner).await?;

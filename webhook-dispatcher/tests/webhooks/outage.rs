@@ -64,7 +64,7 @@ async fn the_dispatcher_outlives_postgres_and_nats_and_records_what_came_of_an_a
 
 #[tokio::test]
 async fn an_event_that_cannot_be_read_shows_in_readiness_until_it_is_repaired() {
-    let mut system = System::start_without_dispatching("6h").await;
+    let system = System::start_without_dispatching("6h").await;
     let receiver = Receiver::start(|_| Reply::Status(200)).await;
     let partner = system.partner().await;
     partner.register(&receiver).await;
