@@ -84,7 +84,14 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> anyhow::Result<Re
     let begin = Instant::now();
     let directory = directory()?;
     let tortured = torture(&options, &script, directory.path(), &progress).await;
-    let (mut report, evidence) = tortured.with_context(|| format!("seed {}", options.seed))?;
+    let (mut report, evidence) = match tortured {
+        Ok(done) => done,
+        // What could not go on may be as bad as what broke a promise: its history and logs stay.
+        Err(error) => {
+            let kept = directory.keep();
+            return Err(error.context(format!("seed {}, kept in {}", options.seed, kept.display())));
+        }
+    };
     report.seconds = begin.elapsed().as_secs();
     if !report.is_sound() {
         let kept = directory.keep();
