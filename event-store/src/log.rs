@@ -252,16 +252,21 @@ pub(crate) async fn commands_of_keys(
     keys: &[[u8; 16]],
 ) -> Result<Vec<RecordedEvent>, StoreError> {
     // A command's events lie together behind its keyed one, within its commit, and no command spans more than
-    // its commit: so they are found by position, without an index on command_id. `offset 0` keeps the planner from
-    // joining on command_id instead, for which it would read the whole log.
+    // its commit: so they are found by position, without an index on command_id. Where the next command begins is looked
+    // for first, one event after the other: a commit may hold a thousand commands, and a replay wants one of them.
     let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
     let rows = sqlx::query(&format!(
         "select {COLUMNS} from (
              select e.* from ledger.events k
              join ledger.commits c on c.number = k.commit_number
+             left join lateral (
+                 select position from ledger.events
+                 where position between k.position + 1 and c.last_position and command_id <> k.command_id
+                 order by position limit 1
+             ) next on true
              cross join lateral (
                  select * from ledger.events
-                 where position between k.position and c.last_position and command_id = k.command_id offset 0
+                 where position between k.position and coalesce(next.position - 1, c.last_position) offset 0
              ) e
              where k.key_hash = any($1)
          ) events order by position"
