@@ -95,7 +95,10 @@ create table ledger.book_snapshot (
     format smallint primary key, -- engines of different releases each have their own
     position bigint not null,
     commit_number bigint not null,
-    chain bytea not null
+    chain bytea not null,
+    -- An engine that was left on a history which the log has abandoned cannot leave it to the others.
+    constraint book_snapshot_head foreign key (commit_number, position, chain)
+        references ledger.commits (number, last_position, chain)
 );
 -- A wallet or partner that is in no row and in no engine's memory does not exist.
 create table ledger.book_wallets (

@@ -25,7 +25,7 @@ pub use log::{EventFilter, Log};
 pub use pool::{pool_options, within};
 pub use reader::Reader;
 pub use record::RecordedEvent;
-pub use snapshot::{SnapshotHead, Snapshots};
+pub use snapshot::{SnapshotError, SnapshotHead, Snapshots};
 pub use writer::{AppendError, Writer};
 
 /// Reading failed, or the log holds what it cannot.

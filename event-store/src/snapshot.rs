@@ -1,9 +1,12 @@
 //! The book's snapshot: the state of wallets and partners at a position, so that a start need not read the whole log.
 //!
 //! Written off the road of commits by the engine, in one transaction, and only forwards. It is derived: the log
-//! alone is the truth, and the auditor never looks here.
+//! alone is the truth, and the auditor never looks here. But running engines let go what they believe to be in it, so a
+//! snapshot that went back, or was emptied, ends them, and a foreign key refuses one of a head that is not in the log.
 //!
 //! Left out: when to write one, and what may then leave memory (ledger-engine).
+
+use std::time::Duration;
 
 use ledger_core::{Missing, Pages, PartnerId, WalletId};
 use serde::Serialize;
@@ -15,13 +18,16 @@ use uuid::Uuid;
 use crate::hash::Hash;
 use crate::record::sized;
 use crate::writer::in_time;
-use crate::{Head, Log, StoreError};
+use crate::{Head, Log, StoreError, within};
 
 /// How wallets and partners are written. A change of their shape takes the next number, and begins with an empty snapshot.
 const FORMAT: i16 = 1;
 
 /// Rows in one statement.
 const ROWS: usize = 4_096;
+
+/// How long writing one may take.
+const WRITING: Duration = Duration::from_secs(60);
 
 /// The snapshot in a database, for engines.
 #[derive(Clone, Debug)]
@@ -35,6 +41,20 @@ pub struct SnapshotHead {
     pub position: i64,
     pub commit: i64,
     pub chain: Hash,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the book's snapshot stands at position {stands}, behind {had}, where it stood before")]
+    WentBack { stands: i64, had: i64 },
+}
+
+impl From<sqlx::Error> for SnapshotError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 impl Snapshots {
@@ -53,23 +73,27 @@ impl Snapshots {
         }))
     }
 
-    /// Those of the missing wallets and partners that the snapshot has.
-    pub async fn read(&self, missing: &Missing) -> Result<Pages, StoreError> {
+    /// Those of the missing wallets and partners that the snapshot has. It must stand at `had` or further.
+    pub async fn read(&self, missing: &Missing, had: i64) -> Result<Pages, SnapshotError> {
         let mut pages = Pages::default();
         if !missing.wallets.is_empty() {
             let ids: Vec<Uuid> = missing.wallets.iter().map(|id| id.uuid()).collect();
-            let query = "select id, position, wallet from ledger.book_wallets where format = $1 and id = any($2)";
+            let query = "select stands, id, page.position, wallet
+                 from (select coalesce(max(position), 0) as stands from ledger.book_snapshot where format = $1) snapshot
+                 left join ledger.book_wallets page on page.format = $1 and page.id = any($2)";
             let rows = in_time(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
-            for row in &rows {
+            for row in found(&rows, had)? {
                 let (id, at) = place(row)?;
                 pages.wallets.push((WalletId::from_uuid(id), page(row, "wallet")?, at));
             }
         }
         if !missing.partners.is_empty() {
             let ids: Vec<Uuid> = missing.partners.iter().map(|id| id.uuid()).collect();
-            let query = "select id, position, partner from ledger.book_partners where format = $1 and id = any($2)";
+            let query = "select stands, id, page.position, partner
+                 from (select coalesce(max(position), 0) as stands from ledger.book_snapshot where format = $1) snapshot
+                 left join ledger.book_partners page on page.format = $1 and page.id = any($2)";
             let rows = in_time(sqlx::query(query).bind(FORMAT).bind(ids).fetch_all(&self.pool)).await?;
-            for row in &rows {
+            for row in found(&rows, had)? {
                 let (id, at) = place(row)?;
                 pages.partners.push((PartnerId::from_uuid(id), page(row, "partner")?, at));
             }
@@ -77,11 +101,23 @@ impl Snapshots {
         Ok(pages)
     }
 
-    /// Brings the snapshot to a head: `changes` are all that changed since the one before. Nothing is written, and false
-    /// answered, if another engine's snapshot is as far already: then that one has these changes.
-    pub async fn write(&self, head: &Head, changes: &Pages) -> Result<bool, StoreError> {
+    /// Brings the snapshot to a head: `changes` are all that changed since position `had`, where it must stand, or further.
+    /// Nothing is written, and false answered, if another engine's snapshot is as far already: then that one has these
+    /// changes.
+    pub async fn write(&self, head: &Head, had: i64, changes: &Pages) -> Result<bool, SnapshotError> {
+        within(WRITING, self.write_all(head, had, changes)).await
+    }
+
+    async fn write_all(&self, head: &Head, had: i64, changes: &Pages) -> Result<bool, SnapshotError> {
         let mut tx = self.pool.begin().await?;
-        // First of all: of two engines the second waits here, so their rows cannot lock each other out.
+        // First of all: of two engines the second waits here or at the next statement, so their rows cannot lock each
+        // other out.
+        let stands = "select position from ledger.book_snapshot where format = $1 for no key update";
+        let stands: Option<i64> = sqlx::query_scalar(stands).bind(FORMAT).fetch_optional(&mut *tx).await?;
+        let stands = stands.unwrap_or(0);
+        if stands < had {
+            return Err(SnapshotError::WentBack { stands, had });
+        }
         let forwards = sqlx::query(
             "insert into ledger.book_snapshot as known (format, position, commit_number, chain) values ($1, $2, $3, $4)
              on conflict (format) do update
@@ -131,6 +167,15 @@ async fn write_rows<'a, T: Serialize + 'a>(
     }
     sqlx::query(upsert).bind(FORMAT).bind(ids).bind(positions).bind(texts).execute(connection).await?;
     Ok(())
+}
+
+/// The rows of a left join that found something.
+fn found(rows: &[PgRow], had: i64) -> Result<impl Iterator<Item = &PgRow>, SnapshotError> {
+    let stands = rows.first().map_or(Ok(0), |row| row.try_get("stands"))?;
+    if stands < had {
+        return Err(SnapshotError::WentBack { stands, had });
+    }
+    Ok(rows.iter().filter(|row| row.try_get::<Option<Uuid>, _>("id").ok().flatten().is_some()))
 }
 
 fn place(row: &PgRow) -> Result<(Uuid, i64), StoreError> {

@@ -236,6 +236,8 @@ impl Log {
     pub async fn beside(writer: &Writer, connections: u32) -> Result<Self, StoreError> {
         // On: once a snapshot is written, what it holds may leave memory.
         let options = writer.options.clone().options([("synchronous_commit", "on")]);
+        // All engines write one snapshot: one that was paused amid its own must not hold up the others.
+        let options = options.options([("idle_in_transaction_session_timeout", 3 * QUIET_MILLIS)]);
         Ok(Self::new(pool_options(connections).connect_with(options).await?))
     }
 }

@@ -147,12 +147,16 @@ impl Book {
         match event {
             Event::Wallet(id, _) => self.look_for_wallet(*id, missing),
             Event::Partner(id, _) => self.look_for_partner(*id, missing),
-            Event::Transaction(_, event) => {
+            Event::Transaction(id, event) => {
                 for entry in event.entries().into_iter().flatten() {
                     self.look_for_wallet(entry.wallet_id, missing);
                 }
                 if let Some(wallet) = event.expecting() {
                     self.look_for_wallet(wallet, missing);
+                }
+                // What is being read of it elsewhere may be from before this end: that must find it here.
+                if event.ends() && !self.transactions.holds(*id) {
+                    missing.transactions.insert(*id);
                 }
             }
             Event::Command(..) => {}
@@ -229,7 +233,7 @@ impl Book {
         }
         let known = self.transactions.get(id).is_some();
         let begins = matches!(event, TransactionEvent::Requested { .. });
-        // One that ends and is not here is left alone: whoever needs it reads its stream, this event included.
+        // One that was done or declined at once is never asked about again.
         if (begins || known) && self.transactions.at(id) < position {
             self.transactions.change(id, position, |transaction| transaction.apply(event.clone()));
         }
@@ -277,20 +281,20 @@ impl Book {
         self.wallets.written(position);
         self.partners.written(position);
         self.transactions.written(position); // these can always be read from their own streams
-        self.generation = self.generation.saturating_add(1);
     }
 
-    /// Counts the moments at which changed things became free to go. What was read before such a moment may have
-    /// changed and gone in between: read it again.
+    /// Counts the moments at which things left memory. What was read before such a moment may have changed and gone in
+    /// between: read it again.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
     /// Lets things go that can be read again, if there are more than `max` of a kind.
     pub fn make_room(&mut self, max: usize) {
-        self.wallets.make_room(max);
-        self.partners.make_room(max);
-        self.transactions.make_room(max);
+        let left = [self.wallets.make_room(max), self.partners.make_room(max), self.transactions.make_room(max)];
+        if left.contains(&true) {
+            self.generation = self.generation.saturating_add(1);
+        }
     }
 
     fn look_for_wallets(&mut self, instruction: &Instruction, missing: &mut Missing) {

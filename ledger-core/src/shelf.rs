@@ -127,10 +127,12 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
         self.sweep_beyond = 0;
     }
 
-    /// Lets things go until a quarter of the room is free: what nobody has looked at since the last time first.
-    pub(crate) fn make_room(&mut self, max: usize) {
-        if self.slots.len() <= max.max(self.sweep_beyond) {
-            return;
+    /// Lets things go until a quarter of the room is free: what nobody has looked at since the last time first. Whether
+    /// anything has gone.
+    pub(crate) fn make_room(&mut self, max: usize) -> bool {
+        let before = self.slots.len();
+        if before <= max.max(self.sweep_beyond) {
+            return false;
         }
         let goal = max.saturating_sub(max / 4);
         for _ in 0..2 {
@@ -145,6 +147,7 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
         }
         // What is left had to stay: looking through it again at once would find the same.
         self.sweep_beyond = self.slots.len().saturating_add(max / 16);
+        self.slots.len() < before
     }
 }
 

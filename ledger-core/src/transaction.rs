@@ -357,6 +357,11 @@ impl TransactionEvent {
         }
     }
 
+    /// Whether it ends what was pending.
+    pub(crate) const fn ends(&self) -> bool {
+        matches!(self, Self::Settled { .. } | Self::Failed { .. } | Self::Expired { .. })
+    }
+
     /// The entries of an event that moves money.
     pub const fn entries(&self) -> Option<&Entries> {
         match self {

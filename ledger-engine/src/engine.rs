@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use event_store::{AppendError, Commit, Head, Log, Snapshots, StoreError, Writer};
+use event_store::{AppendError, Commit, Head, Log, SnapshotError, Snapshots, StoreError, Writer, within};
 use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -28,6 +28,9 @@ use crate::load::{Found, load};
 /// How many events are read from the log at a time.
 const PAGE: i64 = 2_000;
 
+/// So many events in a page say that there are many more: those are read before the turn to append is taken.
+const FAR_BEHIND: i64 = PAGE / 2;
+
 /// Between attempts to reach a database that is away: doubled up to the second figure.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -40,6 +43,9 @@ const LOADS_MAX: u32 = 8;
 
 /// How often one group may meet keys that the log knows. Once is enough, unless the turn is lost in between.
 const KEYS_TAKEN_MAX: u32 = 3;
+
+/// How long one page of the log may take to be read.
+const READING: Duration = Duration::from_secs(30);
 
 /// Between attempts to write a snapshot.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
@@ -89,7 +95,7 @@ struct Snapshot {
     /// The log's position up to which this book's changes are in the snapshot.
     position: i64,
     not_before: Instant,
-    writing: Option<JoinHandle<(i64, Result<bool, StoreError>)>>,
+    writing: Option<JoinHandle<(i64, Result<bool, SnapshotError>)>>,
 }
 
 impl Snapshot {
@@ -132,16 +138,7 @@ impl Engine {
             snapshot: Snapshot { position: head.position, not_before: Instant::now(), writing: None },
             settings,
         };
-        loop {
-            let page = engine.log.commits_after(engine.head.commit, PAGE).await?;
-            if page.is_empty() {
-                break;
-            }
-            engine.absorb(&page).await?;
-            if engine.snapshot_is_due() {
-                engine.write_snapshot().await?;
-            }
-        }
+        while engine.read_on().await? != 0 {}
         engine.in_memory.store(engine.book.sizes().0, Ordering::Relaxed);
         let (position, commit) = (engine.head.position, engine.head.commit);
         tracing::info!(position, commit, snapshot = head.position, "the book is at the head");
@@ -161,7 +158,7 @@ impl Engine {
             return; // callers that wait see the channel close
         }
         if self.snapshot.position < self.head.position
-            && let Err(error) = self.write_snapshot().await
+            && let Err(error) = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await
         {
             tracing::warn!(%error, "no snapshot at the end: the next start reads more of the log");
         }
@@ -171,14 +168,13 @@ impl Engine {
     }
 
     async fn work(&mut self, commands: &mut mpsc::Receiver<Job>) -> Result<(), EngineError> {
-        let mut arrived = Vec::with_capacity(self.settings.batch_max);
         let mut more = true;
         loop {
-            self.load_cold();
             self.send().await?;
+            self.load_cold();
             self.start_snapshot();
             self.in_memory.store(self.book.sizes().0, Ordering::Relaxed);
-            let room = self.room();
+            let mut room = self.room();
             let idle = self.sent.is_none() && self.loading.is_none() && self.snapshot.writing.is_none();
             if !more && idle && self.cold.is_empty() {
                 return Ok(());
@@ -191,27 +187,31 @@ impl Engine {
                 }
                 loaded = ended(self.loading.as_mut()) => {
                     self.loading = None;
-                    self.loaded(loaded);
+                    self.loaded(loaded)?;
                 }
                 (position, written) = ended(self.snapshot.writing.as_mut()) => {
                     self.snapshot.writing = None;
-                    self.snapshot_ended(position, written);
+                    self.snapshot_ended(position, written)?;
                 }
                 () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {}
-                count = commands.recv_many(&mut arrived, room), if more && 0 < room => {
-                    more = 0 < count;
-                    for job in arrived.drain(..) {
+                first = commands.recv(), if more && 0 < room => {
+                    more = first.is_some();
+                    let mut next = first;
+                    while let Some(job) = next {
+                        room = room.saturating_sub(job.command.decisions());
                         self.take(job);
+                        next = if 0 < room { commands.try_recv().ok() } else { None };
                     }
                 }
             }
         }
     }
 
-    /// How many more commands may be taken up.
+    /// How many more decisions may be taken up.
     fn room(&self) -> usize {
         let decided = self.open.as_ref().map_or(0, Batch::decisions);
-        self.settings.batch_max.saturating_sub(decided + self.gathered.len())
+        let gathered: usize = self.gathered.iter().map(|job| job.command.decisions()).sum();
+        self.settings.batch_max.saturating_sub(decided + gathered)
     }
 
     /// Decides a command, or puts it where it waits for what it lacks.
@@ -268,11 +268,11 @@ impl Engine {
         }
         let Some(mut batch) = self.open.take() else { return Ok(()) };
         if !batch.take_up() {
-            // Some callers have given up in the meantime: nothing of theirs may happen, so the rest is decided again.
+            // Some callers have given up in the meantime: nothing of theirs may happen, so the rest is decided again. What
+            // it needs may have left memory.
             self.book.take_back(batch.before);
             for job in batch.close().1.into_jobs().filter(|job| job.stage.take()) {
-                let known = self.usage(&job);
-                self.decide(job, known);
+                self.take(job);
             }
             let Some(again) = self.open.take() else { return Ok(()) };
             batch = again;
@@ -350,6 +350,7 @@ impl Engine {
         let mut keys_taken = 0;
         jobs.retain(|job| job.stage.take());
         loop {
+            self.book.make_room(self.settings.wallets_max);
             let ready = match self.load_now(&mut jobs).await {
                 Ok(()) => match self.catch_up().await {
                     Ok(foreign) => {
@@ -420,7 +421,7 @@ impl Engine {
         if missing.is_empty() && keys.is_empty() {
             return Ok(());
         }
-        let found = load(&self.log, &self.snapshots, missing, keys).await?;
+        let found = load(&self.log, &self.snapshots, self.snapshot.position, missing, keys).await?;
         for job in jobs {
             found.tell(job);
         }
@@ -455,11 +456,12 @@ impl Engine {
         let mut jobs = std::mem::take(&mut self.cold);
         jobs.iter_mut().for_each(|job| job.loads += 1);
         let (missing, keys) = self.lacked(&jobs);
-        let (log, snapshots, generation) = (self.log.clone(), self.snapshots.clone(), self.book.generation());
+        let (log, snapshots, had) = (self.log.clone(), self.snapshots.clone(), self.snapshot.position);
+        let generation = self.book.generation();
         self.loading = Some(tokio::spawn(async move {
             let mut patience = Patience::new();
             loop {
-                match load(&log, &snapshots, missing.clone(), keys.clone()).await {
+                match load(&log, &snapshots, had, missing.clone(), keys.clone()).await {
                     Err(error) if patience.allow_another(&error).await => {}
                     found => return Loaded { jobs, generation, found },
                 }
@@ -467,12 +469,13 @@ impl Engine {
         }));
     }
 
-    fn loaded(&mut self, Loaded { jobs, generation, found }: Loaded) {
+    fn loaded(&mut self, Loaded { jobs, generation, found }: Loaded) -> Result<(), EngineError> {
         let found = match found {
             Ok(found) => found,
+            Err(error @ EngineError::SnapshotWentBack(_)) => return Err(error),
             Err(error) => {
                 self.give_up(jobs, &error);
-                return;
+                return Ok(());
             }
         };
         let mut jobs = jobs;
@@ -488,20 +491,44 @@ impl Engine {
             self.take(job);
         }
         self.book.make_room(self.settings.wallets_max);
+        Ok(())
     }
 
     /// Takes the turn and reads what other engines have appended; whether there was anything. The next append cannot lose.
     async fn catch_up(&mut self) -> Result<bool, EngineError> {
         let mut any = false;
         loop {
-            let commit = self.head.commit;
+            let (commit, before) = (self.head.commit, self.head.position);
             let tail = self.writer().take_turn(commit, PAGE).await?;
             if tail.is_empty() {
                 return Ok(any);
             }
             any = true;
             self.absorb(&tail).await?;
+            if FAR_BEHIND <= self.head.position - before {
+                // The others need not wait until all of it is read.
+                self.writer().give_turn_back().await;
+                while FAR_BEHIND <= self.read_on().await? {}
+            }
         }
+    }
+
+    /// Folds in the next page of the log, while others go on appending; how many events it had.
+    async fn read_on(&mut self) -> Result<i64, EngineError> {
+        let before = self.head.position;
+        let page = within(READING, self.log.commits_after(self.head.commit, PAGE)).await?;
+        self.absorb(&page).await?;
+        if self.snapshot_is_due() && Instant::now() >= self.snapshot.not_before {
+            let (position, written) = match self.snapshot.writing.take() {
+                Some(mut writing) => ended(Some(&mut writing)).await,
+                None => {
+                    let written = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await;
+                    (self.head.position, written)
+                }
+            };
+            self.snapshot_ended(position, written)?;
+        }
+        Ok(self.head.position - before)
     }
 
     /// Folds commits of the log in. They must follow the head.
@@ -514,9 +541,9 @@ impl Engine {
             self.book.missing_of(&event, &mut missing);
             events.push(event);
         }
-        // Before the first snapshot nothing has left memory: what is missing begins here.
-        if !missing.is_empty() && self.snapshot.position != 0 {
-            load(&self.log, &self.snapshots, missing, Vec::new()).await?.lay_in(&mut self.book);
+        if !missing.is_empty() {
+            let found = load(&self.log, &self.snapshots, self.snapshot.position, missing, Vec::new()).await?;
+            found.lay_in(&mut self.book);
         }
         let mut events = events.into_iter();
         for commit in commits {
@@ -549,19 +576,13 @@ impl Engine {
         if snapshot.writing.is_some() || !self.snapshot_is_due() || Instant::now() < snapshot.not_before {
             return;
         }
-        let (snapshots, head, changes) = (self.snapshots.clone(), self.head, self.book.changes());
-        let write = async move { (head.position, snapshots.write(&head, &changes).await) };
+        let (snapshots, head, had, changes) =
+            (self.snapshots.clone(), self.head, snapshot.position, self.book.changes());
+        let write = async move { (head.position, snapshots.write(&head, had, &changes).await) };
         self.snapshot.writing = Some(tokio::spawn(write));
     }
 
-    /// Writes a snapshot now. Only while nothing is on its way.
-    async fn write_snapshot(&mut self) -> Result<(), EngineError> {
-        let ours = self.snapshots.write(&self.head, &self.book.changes()).await?;
-        self.snapshot_ended(self.head.position, Ok(ours));
-        Ok(())
-    }
-
-    fn snapshot_ended(&mut self, position: i64, written: Result<bool, StoreError>) {
+    fn snapshot_ended(&mut self, position: i64, written: Result<bool, SnapshotError>) -> Result<(), EngineError> {
         match written {
             Ok(ours) => {
                 tracing::debug!(position, ours, "the book's snapshot stands");
@@ -569,11 +590,13 @@ impl Engine {
                 self.snapshot.position = position;
                 self.book.make_room(self.settings.wallets_max);
             }
+            Err(error @ SnapshotError::WentBack { .. }) => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(position, %error, "the book's snapshot could not be written; trying again");
                 self.snapshot.not_before = Instant::now() + SNAPSHOT_PAUSE;
             }
         }
+        Ok(())
     }
 
     /// Nothing of these commands is in the log, and nothing will be.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use event_store::{Log, RecordedEvent, StoreError, Writer};
+use event_store::{Log, RecordedEvent, SnapshotError, StoreError, Writer};
 use ledger_core::{Command, CorruptEvent, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -133,6 +133,17 @@ pub enum EngineError {
          ledger.book_snapshot, ledger.book_wallets and ledger.book_partners"
     )]
     Snapshot,
+    #[error("what has left memory is no longer in the book's snapshot: {0}. A new start folds the log anew")]
+    SnapshotWentBack(SnapshotError),
+}
+
+impl From<SnapshotError> for EngineError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Store(error) => Self::Store(error),
+            SnapshotError::WentBack { .. } => Self::SnapshotWentBack(error),
+        }
+    }
 }
 
 impl EngineError {

@@ -22,10 +22,11 @@ pub(crate) struct Found {
     keys: HashMap<[u8; 16], Option<[u8; 32]>>,
 }
 
-/// Reads what is missing, and whether the log knows the keys.
+/// Reads what is missing, from a snapshot that stands at `had` or further, and whether the log knows the keys.
 pub(crate) async fn load(
     log: &Log,
     snapshots: &Snapshots,
+    had: i64,
     mut missing: Missing,
     keys: Vec<[u8; 16]>,
 ) -> Result<Found, EngineError> {
@@ -34,7 +35,7 @@ pub(crate) async fn load(
         missing.wallets.insert(asked.wallet_id);
         missing.wallets.insert(WalletId::system(WalletKind::Bank, asked.currency));
     }
-    let pages = snapshots.read(&missing).await?;
+    let pages = snapshots.read(&missing, had).await?;
     let known = if keys.is_empty() { Vec::new() } else { log.known_keys(&keys).await? };
     let mut keys: HashMap<_, _> = keys.into_iter().map(|hash| (hash, None)).collect();
     keys.extend(known.into_iter().map(|key| (key.hash, Some(key.request))));

@@ -1,6 +1,7 @@
 //! The engine on a real Postgres: what a caller is told is what the log holds.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod adversity;
 mod memory;
 mod world;
 

@@ -24,7 +24,7 @@ impl Random {
     }
 }
 
-async fn snapshot_position(world: &World) -> i64 {
+pub(crate) async fn snapshot_position(world: &World) -> i64 {
     let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
     let query = "select coalesce(max(position), 0) from ledger.book_snapshot";
     sqlx::query_scalar(query).fetch_one(&mut owner).await.unwrap()
@@ -107,7 +107,14 @@ async fn a_snapshot_of_another_log_is_refused_and_without_one_the_log_is_folded_
     let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
     ledger.stop(PATIENCE).await;
     let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
-    sqlx::raw_sql("update ledger.book_snapshot set chain = sha256('another')").execute(&mut owner).await.unwrap();
+    sqlx::raw_sql(
+        "set session_replication_role = replica; -- foreign keys rest
+         update ledger.book_snapshot set chain = sha256('another');
+         set session_replication_role = origin",
+    )
+    .execute(&mut owner)
+    .await
+    .unwrap();
     let refused = Ledger::start(world.database.url(), Settings::default()).await.unwrap_err();
     assert!(refused.to_string().contains("ledger.book_snapshot"), "it says what to do: {refused}");
     sqlx::raw_sql("truncate ledger.book_snapshot, ledger.book_wallets, ledger.book_partners")
@@ -228,7 +235,7 @@ async fn three_hundred_thousand_wallets_are_served_with_room_for_twenty_thousand
 }
 
 /// Opens wallets by appending what an engine would have appended, in large commits.
-async fn open_many(world: &World, count: usize) -> Vec<WalletId> {
+pub(crate) async fn open_many(world: &World, count: usize) -> Vec<WalletId> {
     let mut writer = Writer::new(world.database.url()).unwrap();
     let mut head = world.log().await.head().await.unwrap();
     let wallets: Vec<_> = (0..count).map(|_| WalletId::from_uuid(Uuid::now_v7())).collect();
