@@ -19,7 +19,7 @@ use hmac::digest::CtOutput;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
@@ -30,6 +30,7 @@ use ledger_core::{ClientId, PartnerId};
 use crate::attempts::Attempts;
 use crate::audit::Act;
 use crate::client::Origin;
+use crate::pool::{STATEMENT_TIME, pool_options, within_bounds};
 use crate::rate::{Rates, Told};
 use crate::signing::{self, JsonWebKeys, Keys};
 use crate::token::{self, Unverified, Verified};
@@ -113,9 +114,7 @@ const CHANGES_EVERY: Duration = Duration::from_secs(1);
 /// Knowledge older than this is not relied on.
 const CHANGES_AGE_MAX: Duration = Duration::from_secs(4);
 
-/// A statement about tokens that takes longer has failed.
-const STATEMENT_TIME: Duration = Duration::from_secs(2);
-const STATEMENT_MILLIS: &str = "2000"; // the same, for Postgres
+const STATEMENT_MILLIS: &str = "2000"; // STATEMENT_TIME, for Postgres
 
 /// A transaction may commit a revocation this long after the moment that it wrote down.
 const REVOCATION_OVERLAP: time::Duration = time::Duration::seconds(30);
@@ -133,11 +132,7 @@ impl Access {
             ("jit", "off"),
             ("statement_timeout", STATEMENT_MILLIS),
         ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(STATEMENT_TIME)
-            .connect_with(options)
-            .await?;
+        let pool = pool_options(CONNECTIONS).connect_with(options).await?;
         let shared = Arc::new(Shared {
             keys: Keys::new(pool.clone(), seal),
             pool,
@@ -175,7 +170,7 @@ impl Access {
         match (&issued, client) {
             (Ok(_), Some(client)) => {
                 self.0.attempts.succeeded(client.uuid(), origin.peer);
-                Act::new("login").by(client).origin(origin).record(&self.0.pool).await?;
+                within_bounds(Act::new("login").by(client).origin(origin).record(&self.0.pool)).await?;
             }
             (Err(problem), _) if problem.slug() == "invalid-client" => {
                 self.0.failed(client, origin, "a client's secret").await;
@@ -187,6 +182,10 @@ impl Access {
 
     /// A token pair for a client that knows its secret. An unknown client and a wrong secret look alike.
     pub async fn issue(&self, client_id: &str, secret: &Secret) -> Result<TokenPair, Problem> {
+        within_bounds(self.issue_proven(client_id, secret)).await
+    }
+
+    async fn issue_proven(&self, client_id: &str, secret: &Secret) -> Result<TokenPair, Problem> {
         // Whatever is wrong, the same work is done: one look-up, one hash, one comparison.
         let id = client_id.parse::<ClientId>().map_or_else(|_| Uuid::nil(), ClientId::uuid);
         let client = ClientRow::of(id, &self.0.pool).await?;
@@ -205,6 +204,10 @@ impl Access {
     /// The next pair for a refresh token. A token that comes a second time ends its family.
     pub async fn refresh(&self, refresh_token: &Secret, origin: &Origin) -> Result<TokenPair, Problem> {
         self.0.attempts.check(None, origin.peer).map_err(too_many_attempts)?;
+        within_bounds(self.rotate(refresh_token, origin)).await
+    }
+
+    async fn rotate(&self, refresh_token: &Secret, origin: &Origin) -> Result<TokenPair, Problem> {
         let key = self.0.keys.signing().await.map_err(unusable)?;
         let mut tx = self.0.pool.begin().await?;
         // The lock makes two refreshes with one token follow each other: the second one finds it used.
@@ -222,11 +225,13 @@ impl Access {
         };
         let (family, client_id) = (found.family, ClientId::from_uuid(found.client_id));
         if found.used {
-            revoke(&mut tx, family).await?;
-            Act::new("refresh-token-copied").by(client_id).origin(origin).record(&mut *tx).await?;
+            // Once: however often it comes again, neither the record nor the log grows with it.
+            if revoke(&mut tx, family).await? {
+                Act::new("refresh-token-copied").by(client_id).origin(origin).record(&mut *tx).await?;
+                tracing::warn!(client.id = %client_id, "a refresh token came twice: its family is revoked");
+            }
             tx.commit().await?;
             self.0.remember_revoked(family);
-            tracing::warn!(client.id = %client_id, "a refresh token came twice: its family is revoked");
             return Err(Problem::of("token-revoked").detail("this refresh token was used before"));
         }
         if found.ended {
@@ -249,18 +254,21 @@ impl Access {
 
     /// Ends all tokens of the login that the caller's token comes from.
     pub async fn logout(&self, client: &Client) -> Result<(), Problem> {
-        let mut tx = self.0.pool.begin().await?;
-        if revoke(&mut tx, client.family).await? {
-            Act::new("logout").by(client.id).origin(&client.origin()).record(&mut *tx).await?;
-        }
-        tx.commit().await?;
+        let ended = async {
+            let mut tx = self.0.pool.begin().await?;
+            if revoke(&mut tx, client.family).await? {
+                Act::new("logout").by(client.id).origin(&client.origin()).record(&mut *tx).await?;
+            }
+            tx.commit().await
+        };
+        within_bounds(ended).await?;
         self.0.remember_revoked(client.family);
         Ok(())
     }
 
     /// Writes down what somebody did.
     pub async fn record(&self, act: Act) -> Result<(), AccessError> {
-        Ok(act.record(&self.0.pool).await?)
+        within_bounds(async { Ok(act.record(&self.0.pool).await?) }).await
     }
 
     /// The keys that verify tokens, now or soon.
@@ -422,7 +430,7 @@ impl Shared {
         if let Some(client) = client {
             act = act.by(client); // as it says of itself
         }
-        if let Err(error) = act.record(&self.pool).await {
+        if let Err(error) = within_bounds(act.record(&self.pool)).await {
             tracing::warn!(%error, "that logins fail was not written down");
         }
     }
@@ -518,7 +526,7 @@ impl Shared {
         }
         if CLEAR_EVERY <= cleared.elapsed() {
             *cleared = Instant::now();
-            if let Err(error) = self.clear().await {
+            if let Err(error) = within_bounds(self.clear()).await {
                 tracing::warn!(%error, "what has expired could not be cleared");
             }
         }

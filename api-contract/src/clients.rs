@@ -8,6 +8,7 @@
 
 use ledger_core::{ClientId, PartnerEvent, PartnerId};
 
+use crate::pool::within_bounds;
 use crate::{Access, AccessError, Scopes, Secret};
 
 /// A client to be made. Id and secret come from the caller, who shows or keeps the secret.
@@ -55,26 +56,32 @@ impl Access {
     /// Gives the client the secret that belongs to an event which [`Access::follow`] has followed. False when the client has
     /// one already, or a later event has taken it away.
     pub async fn set_secret(&self, client: ClientId, position: i64, secret: &Secret) -> Result<bool, AccessError> {
+        let hash = secret.hash();
         let set = sqlx::query(
             "update access.clients set secret_hash = $3 where id = $1 and secret_position = $2 and secret_hash is null",
         )
         .bind(client.uuid())
         .bind(position)
-        .bind(secret.hash().as_slice())
-        .execute(self.pool())
-        .await?;
-        Ok(set.rows_affected() == 1)
+        .bind(hash.as_slice())
+        .execute(self.pool());
+        Ok(within_bounds(set).await?.rows_affected() == 1)
     }
 
     /// Up to which partner's event the clients are as the log says.
     pub async fn followed(&self) -> Result<i64, AccessError> {
-        Ok(sqlx::query_scalar("select position from access.followed").fetch_one(self.pool()).await?)
+        let followed = sqlx::query_scalar("select position from access.followed").fetch_one(self.pool());
+        Ok(within_bounds(followed).await?)
     }
 
     /// Brings the clients up to these events: all that the log has of partners after [`Access::followed`], in order. What
     /// has been followed before, here or by another instance, is left out.
     pub async fn follow(&self, changes: &[PartnerChange]) -> Result<(), AccessError> {
         let Some(last) = changes.last() else { return Ok(()) };
+        within_bounds(self.follow_to(last.position, changes)).await?;
+        self.read_changes().await
+    }
+
+    async fn follow_to(&self, last: i64, changes: &[PartnerChange]) -> Result<(), AccessError> {
         let mut tx = self.pool().begin().await?;
         // The lock makes two instances follow one after the other.
         let followed: i64 =
@@ -83,11 +90,10 @@ impl Access {
             follow_one(change, &mut tx).await?;
         }
         sqlx::query("update access.followed set position = $1 where position < $1")
-            .bind(last.position)
+            .bind(last)
             .execute(&mut *tx)
             .await?;
-        tx.commit().await?;
-        self.read_changes().await
+        Ok(tx.commit().await?)
     }
 }
 

@@ -23,6 +23,7 @@ pub mod laws;
 mod layer;
 mod metadata;
 mod money;
+mod pool;
 mod problem;
 mod rate;
 mod read;

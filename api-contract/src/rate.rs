@@ -64,9 +64,9 @@ const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 
 impl RateLimit {
-    /// How long the bucket takes to get one more.
+    /// How long the bucket takes to get one more: never nothing, however high the limit.
     fn period(self) -> Duration {
-        Duration::from_secs(self.seconds.get().into()) / self.requests.get()
+        (Duration::from_secs(self.seconds.get().into()) / self.requests.get()).max(Duration::from_nanos(1))
     }
 }
 
@@ -204,7 +204,9 @@ mod tests {
     #[test]
     fn a_limit_reads_back_as_it_is_written_and_nothing_else_is_one() {
         for text in ["1/s", "100/s", "600/m", "5000/h", "2147483647/s"] {
-            assert_eq!(text.parse::<RateLimit>().unwrap().to_string(), text);
+            let limit = text.parse::<RateLimit>().unwrap();
+            assert_eq!(limit.to_string(), text);
+            assert!(Bucket::new(limit).limiter.check().is_ok(), "{text}");
         }
         for text in ["", "100", "0/s", "-1/s", "1/d", "1.5/s", "4294967296/s", "2147483648/s", "/s", "1/", "1/s/s"] {
             assert_eq!(text.parse::<RateLimit>(), Err(NoRateLimit), "{text}");

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::audit::Act;
+use crate::pool::within_bounds;
 use crate::token::{self, PublicKey};
 use crate::{AccessError, Problem, Seal};
 
@@ -168,7 +169,7 @@ impl Keys {
         if self.standing(kid).is_none() {
             let mut sought = self.sought.lock().await;
             if self.standing(kid).is_none() && sought.is_none_or(|at| SOUGHT_EVERY <= at.elapsed()) {
-                let read = self.read().await;
+                let read = within_bounds(self.read()).await;
                 *sought = Some(Instant::now()); // after the reading, however long it took: those who waited do not try again
                 read?;
             }

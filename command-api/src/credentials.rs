@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use api_contract::{Access, AccessError, PartnerChange, Problem};
-use event_store::{Log, StoreError};
+use event_store::{Log, StoreError, within};
 use ledger_core::{CorruptEvent, Event};
 
 use crate::Settings;
@@ -22,14 +22,18 @@ pub(crate) enum FollowError {
     Corrupt { position: i64, error: CorruptEvent },
 }
 
-const PAGE: i64 = 1_000;
+/// So many events at once: a page must be followed within the bound that `Access` gives it.
+const PAGE: i64 = 100;
+
+/// A connection to the log that says nothing for so long is given up.
+const LOG_TIME: Duration = Duration::from_secs(10);
 
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Brings the clients up to the log.
 pub(crate) async fn follow(log: &Log, access: &Access) -> Result<(), FollowError> {
     loop {
-        let events = log.kind_after("partner", access.followed().await?, PAGE).await?;
+        let events = within(LOG_TIME, log.kind_after("partner", access.followed().await?, PAGE)).await?;
         let mut changes = Vec::with_capacity(events.len());
         for recorded in &events {
             let position = recorded.position;

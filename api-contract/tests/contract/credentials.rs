@@ -343,6 +343,18 @@ async fn a_partner_over_its_limit_waits_everywhere_and_nobody_else_does() {
 }
 
 #[tokio::test]
+async fn a_copied_refresh_token_is_written_down_once_however_often_it_comes() {
+    let database = database().await;
+    let access = Access::connect(database.url(), seal()).await.unwrap();
+    let pair = log_in(&access, &partners_client()).await;
+    access.refresh(&pair.refresh_token, &from("192.0.2.1")).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(slug(access.refresh(&pair.refresh_token, &from("192.0.2.1")).await), "token-revoked");
+    }
+    assert_eq!(acts(&database, "refresh-token-copied").await.len(), 1);
+}
+
+#[tokio::test]
 async fn what_was_written_down_stays_so() {
     let database = database().await;
     let access = Access::connect(database.url(), seal()).await.unwrap();

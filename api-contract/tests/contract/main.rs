@@ -6,3 +6,4 @@ mod access;
 mod credentials;
 mod http;
 mod requests;
+mod silence;
