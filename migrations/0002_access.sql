@@ -12,7 +12,7 @@ create table access.clients (
     secret_position bigint not null default 0, -- of the event that the secret comes from; 0 for clients that no event made
     scopes text[] not null, -- names as in API.md
     suspended boolean not null default false, -- it gets no tokens
-    generation bigint not null default 0, -- tokens of an earlier one are revoked: the position of the event that ended them
+    generation bigint not null default 0, -- tokens of an earlier one are revoked: it only grows, to the position of the event that ended them, or by one
     revoked_at timestamptz, -- when the generation last changed; every service reads the new ones about once a second
     created_at timestamptz not null default now()
 );

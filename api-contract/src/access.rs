@@ -5,8 +5,8 @@
 //! some seconds, a verification reads it first, and where that fails too nobody is let in. So a logout, a suspension
 //! or a rotated secret is in force everywhere within five seconds, whatever breaks.
 //!
-//! A login begins a family of tokens, which ends as one. All families of a client end when its generation does: that is
-//! the position of the event in the log that ended it, and every token names the one in which it was issued.
+//! A login begins a family of tokens, which ends as one. All families of a client end when its generation does: every token
+//! names the one in which it was issued, and the next begins with an event of the log, or when the operator revokes all.
 //!
 //! Left out: who may be a client (command-api decides; `clients.rs` writes it down).
 

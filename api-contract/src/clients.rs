@@ -115,7 +115,8 @@ async fn follow_one(change: &PartnerChange, connection: &mut sqlx::PgConnection)
         }
         PartnerEvent::Suspended { .. } => {
             sqlx::query(
-                "update access.clients set suspended = true, generation = $2, revoked_at = clock_timestamp()
+                "update access.clients
+                 set suspended = true, generation = greatest(generation + 1, $2), revoked_at = clock_timestamp()
                  where partner_id = $1",
             )
             .bind(partner.uuid())
@@ -131,8 +132,8 @@ async fn follow_one(change: &PartnerChange, connection: &mut sqlx::PgConnection)
         }
         PartnerEvent::SecretRotated { client_id } => {
             sqlx::query(
-                "update access.clients set secret_hash = null, secret_position = $2, generation = $2,
-                     revoked_at = clock_timestamp()
+                "update access.clients set secret_hash = null, secret_position = $2,
+                     generation = greatest(generation + 1, $2), revoked_at = clock_timestamp()
                  where id = $1 and secret_position < $2",
             )
             .bind(client_id.uuid())

@@ -266,7 +266,7 @@ fn retired() -> Problem {
 }
 
 /// The operator wants another key: now the next one is due, and is made at the next login. With `at_once` no token that
-/// was signed so far is good any longer.
+/// was signed so far is good any longer, and no refresh token either: the key's thief may have got some with it.
 pub(crate) async fn replace(connection: &mut PgConnection, at_once: bool) -> Result<(), sqlx::Error> {
     let statement = if at_once {
         "update access.signing_keys set retired_at = now(), sealed_private_key = null where retired_at is null"
@@ -274,5 +274,9 @@ pub(crate) async fn replace(connection: &mut PgConnection, at_once: bool) -> Res
         "update access.signing_keys set replace_at = now() where retired_at is null and now() < replace_at"
     };
     sqlx::query(statement).execute(&mut *connection).await?;
+    if at_once {
+        let families = "update access.clients set generation = generation + 1, revoked_at = clock_timestamp()";
+        sqlx::query(families).execute(&mut *connection).await?;
+    }
     Act::new("key-replacement").with("atOnce", at_once).record(connection).await
 }

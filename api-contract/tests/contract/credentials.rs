@@ -136,11 +136,14 @@ async fn keys_that_are_not_trusted_any_more_go_at_once_and_logins_go_on() {
     let first = log_in(&one.access, &client).await;
     assert_eq!(two.me(&first).await.status, 200);
     desk(&database).await.replace_signing_key(true).await.unwrap();
+    let refreshed = one.access.refresh(&first.refresh_token, &Origin::default()).await;
+    assert_eq!(slug(refreshed), "token-revoked", "everybody logs in again");
     let second = again(&one.access, &client).await;
     for service in [&one, &two] {
         assert_eq!(service.me(&second).await.status, 200, "an unknown key is looked for");
         eventually(EVERYWHERE_WITHIN, || service.me(&first), 401).await.is_problem(401, "token-revoked");
     }
+    assert!(one.access.refresh(&second.refresh_token, &Origin::default()).await.is_ok());
     let private: i64 = sqlx::query_scalar("select count(sealed_private_key) from access.signing_keys")
         .fetch_one(&mut owner(&database).await)
         .await
