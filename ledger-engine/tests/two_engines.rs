@@ -112,9 +112,19 @@ impl World {
         (transaction, Command { id: command_id(), key, caller: self.caller(), action, metadata: metadata(engine) })
     }
 
+    /// The whole log, which comes in pages.
     async fn commits(&self) -> Vec<Commit> {
         let log = Log::new(connect(self.database.url(), "daybook_reader", 2).await.unwrap());
-        log.commits_after(0, 10_000_000).await.unwrap()
+        let mut commits: Vec<Commit> = Vec::new();
+        loop {
+            let last = commits.last().map_or(0, |commit| commit.number);
+            let page = log.commits_after(last, 10_000).await.unwrap();
+            if page.is_empty() {
+                assert_eq!(log.head().await.unwrap().commit, last);
+                return commits;
+            }
+            commits.extend(page);
+        }
     }
 
     fn spawn(&self, engine: usize, command: Command) -> JoinHandle<Result<Receipt, CommandError>> {
