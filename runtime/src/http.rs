@@ -54,9 +54,11 @@ pub struct Limits {
     pub connections: usize,
     /// Requests at work, reads not counted; one more is answered 503. Less than there are connections, or it is never felt.
     pub requests: usize,
-    /// How long such a refusal waits: it costs a tenth of the work that it spares, so who comes again at once must not
-    /// be told again at once, or there is no time left for what was let in.
-    pub refusal_pause: Duration,
+    /// Such refusals that are told at once; more of them wait for their turn, so that clients who come again at once cannot
+    /// have the server do nothing but refuse.
+    pub refusals_per_second: u32,
+    /// The longest such wait.
+    pub refusal_wait: Duration,
     /// From a request's first byte to the end of its header; also from connecting to the first byte.
     pub header_time: Duration,
     /// From the end of the header to the end of the body.
@@ -82,7 +84,8 @@ impl Default for Limits {
         Self {
             connections: 1024,
             requests: 256,
-            refusal_pause: Duration::from_millis(50),
+            refusals_per_second: 2_000,
+            refusal_wait: Duration::from_millis(100),
             header_time: Duration::from_secs(10),
             body_time: Duration::from_secs(15),
             idle_time: Duration::from_secs(60),
@@ -102,7 +105,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     let limits = Arc::new(limits);
     let places = Arc::new(Semaphore::new(limits.connections));
     let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
-    let door = Arc::new(Door::new(limits.requests));
+    let door = Arc::new(Door::new(&limits));
     let mut connections = JoinSet::new();
     let mut stop = pin!(shutdown.requested());
     loop {
@@ -259,7 +262,9 @@ async fn answer(
     let guest = if countable { door.admit(&parts.method) } else { Some(None) };
     let Some(guest) = guest else {
         let body = RequestBody::new(incoming, &limits, Fault::default(), conversation.clone(), None);
-        return Ok(overloaded(&parts, body, &limits, begun).await.map(|body| ResponseBody::new(body, conversation)));
+        return Ok(overloaded(&parts, body, door.pause(), begun)
+            .await
+            .map(|body| ResponseBody::new(body, conversation)));
     };
     let id = RequestId::of(None, &parts.headers);
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
@@ -306,7 +311,7 @@ async fn answer(
 }
 
 /// One request too many. Its connection can be used again, for a new one would cost more: a small body is read and let go.
-async fn overloaded(head: &Parts, mut body: RequestBody, limits: &Limits, begun: Instant) -> Response {
+async fn overloaded(head: &Parts, mut body: RequestBody, pause: Duration, begun: Instant) -> Response {
     let id = RequestId::of(None, &head.headers);
     let small = body.size_hint().upper().is_some_and(|bytes| bytes <= PASSED_OVER_MAX);
     let mut passed_over = body.is_end_stream() || small && !head.headers.contains_key(header::EXPECT);
@@ -317,7 +322,9 @@ async fn overloaded(head: &Parts, mut body: RequestBody, limits: &Limits, begun:
             None => break,
         }
     }
-    sleep(limits.refusal_pause).await;
+    if !pause.is_zero() {
+        sleep(pause).await;
+    }
     metrics::record(head.method.as_str(), "refused", Refusal::Overloaded.status(), begun.elapsed());
     let mut response = Refusal::Overloaded.response(head.uri.path(), &id);
     if !passed_over {

@@ -185,22 +185,21 @@ impl Lines {
     /// Longer than the names that are looked for with a value of twenty digits.
     const LOOKED_AT: usize = 64;
 
-    fn take(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if self.ended {
-                return; // what follows is the body
-            }
-            match byte {
-                b'\n' => self.end_of_line(),
-                byte if self.line.len() < Self::LOOKED_AT => self.line.push(*byte),
-                _ => {}
-            }
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !self.ended && !bytes.is_empty() {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let part = &bytes[..end.unwrap_or(bytes.len())];
+            let room = Self::LOOKED_AT.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&part[..part.len().min(room)]);
+            let Some(end) = end else { return };
+            self.end_of_line();
+            self.line.clear();
+            bytes = &bytes[end + 1..]; // once the head has ended, this is the body
         }
     }
 
     fn end_of_line(&mut self) {
-        let line = std::mem::take(&mut self.line);
-        let line = line.trim_ascii();
+        let line = self.line.trim_ascii();
         self.ended = self.begun && line.is_empty();
         self.begun |= !line.is_empty();
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };

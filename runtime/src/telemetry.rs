@@ -112,23 +112,39 @@ impl Drop for Line<'_> {
     }
 }
 
+/// The writer sleeps so long after each write, for waking it costs whoever logs more than the line does.
+const GATHER: Duration = Duration::from_millis(5);
+const WRITE_MAX: usize = 256 * 1024;
+
 fn write_all(lines: &Receiver<Entry>) {
     let mut stderr = io::stderr(); // not locked for good: others may have a last word on it
+    let mut text = Vec::new();
     loop {
-        match lines.recv_timeout(Duration::from_secs(1)) {
-            Ok(Entry::Line(line)) => {
-                let _ = stderr.write_all(&line); // when stderr is gone there is nobody to tell
-            }
-            Ok(Entry::Flush(written)) => {
-                let _ = written.try_send(()); // whoever asked may have stopped waiting
-            }
+        let mut next = match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(entry) => Some(entry),
             Err(RecvTimeoutError::Timeout) => {
                 let dropped = DROPPED.swap(0, Ordering::Relaxed);
                 if 0 < dropped {
                     tracing::warn!(lines.dropped = dropped, "stderr was not read fast enough");
                 }
+                continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let mut flushed = None;
+        while let Some(entry) = next {
+            match entry {
+                Entry::Line(line) => text.extend_from_slice(&line),
+                Entry::Flush(written) => flushed = Some(written),
+            }
+            let enough = flushed.is_some() || WRITE_MAX <= text.len();
+            next = if enough { None } else { lines.try_recv().ok() };
+        }
+        let _ = stderr.write_all(&text); // when stderr is gone there is nobody to tell
+        text.clear();
+        match flushed {
+            Some(written) => drop(written.try_send(())), // whoever asked may have stopped waiting
+            None => thread::sleep(GATHER),
         }
     }
 }
