@@ -26,8 +26,8 @@ const FORMAT: i16 = 1;
 /// Rows in one statement.
 const ROWS: usize = 4_096;
 
-/// How long writing one may take.
-const WRITING: Duration = Duration::from_secs(60);
+/// How long one statement of writing may take: the first may have to wait for another engine's snapshot.
+const WRITING: Duration = Duration::from_secs(30);
 
 /// The snapshot in a database, for engines.
 #[derive(Clone, Debug)]
@@ -105,15 +105,12 @@ impl Snapshots {
     /// Nothing is written, and false answered, if another engine's snapshot is as far already: then that one has these
     /// changes.
     pub async fn write(&self, head: &Head, had: i64, changes: &Pages) -> Result<bool, SnapshotError> {
-        within(WRITING, self.write_all(head, had, changes)).await
-    }
-
-    async fn write_all(&self, head: &Head, had: i64, changes: &Pages) -> Result<bool, SnapshotError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = within(WRITING, self.pool.begin()).await?;
         // First of all: of two engines the second waits here or at the next statement, so their rows cannot lock each
         // other out.
         let stands = "select position from ledger.book_snapshot where format = $1 for no key update";
-        let stands: Option<i64> = sqlx::query_scalar(stands).bind(FORMAT).fetch_optional(&mut *tx).await?;
+        let stands = sqlx::query_scalar(stands).bind(FORMAT).fetch_optional(&mut *tx);
+        let stands: Option<i64> = within(WRITING, stands).await?;
         let stands = stands.unwrap_or(0);
         if stands < had {
             return Err(SnapshotError::WentBack { stands, had });
@@ -128,9 +125,8 @@ impl Snapshots {
         .bind(head.position)
         .bind(head.commit)
         .bind(head.chain.as_slice())
-        .execute(&mut *tx)
-        .await?;
-        if forwards.rows_affected() == 0 {
+        .execute(&mut *tx);
+        if within(WRITING, forwards).await?.rows_affected() == 0 {
             return Ok(false);
         }
         for wallets in changes.wallets.chunks(ROWS) {
@@ -149,7 +145,7 @@ impl Snapshots {
             let rows = partners.iter().map(|(id, partner, at)| (id.uuid(), *at, partner));
             write_rows(&mut tx, upsert, rows).await?;
         }
-        tx.commit().await?;
+        within(WRITING, tx.commit()).await?;
         Ok(true)
     }
 }
@@ -165,8 +161,8 @@ async fn write_rows<'a, T: Serialize + 'a>(
         positions.push(position);
         texts.push(serde_json::to_string(page).expect("wallets and partners have no fallible serializers"));
     }
-    sqlx::query(upsert).bind(FORMAT).bind(ids).bind(positions).bind(texts).execute(connection).await?;
-    Ok(())
+    let upsert = sqlx::query(upsert).bind(FORMAT).bind(ids).bind(positions).bind(texts).execute(connection);
+    within(WRITING, upsert).await.map(|_| ())
 }
 
 /// The rows of a left join that found something.

@@ -443,7 +443,8 @@ impl Engine {
 
     /// Sends for what the waiting commands lack.
     fn load_cold(&mut self) {
-        if self.loading.is_some() || self.cold.is_empty() {
+        // Without room they would be decided into a batch that is full.
+        if self.loading.is_some() || self.cold.is_empty() || self.room() == 0 {
             return;
         }
         if self.is_full() {
@@ -453,7 +454,14 @@ impl Engine {
             }
         }
         self.cold.retain(|job| !job.answer.is_closed());
-        let mut jobs = std::mem::take(&mut self.cold);
+        let mut room = self.settings.batch_max;
+        let fits = |job: &&Job| {
+            let fits = 0 < room;
+            room = room.saturating_sub(job.command.decisions());
+            fits
+        };
+        let count = self.cold.iter().take_while(fits).count();
+        let mut jobs: Vec<_> = self.cold.drain(..count).collect();
         jobs.iter_mut().for_each(|job| job.loads += 1);
         let (missing, keys) = self.lacked(&jobs);
         let (log, snapshots, had) = (self.log.clone(), self.snapshots.clone(), self.snapshot.position);
@@ -501,6 +509,10 @@ impl Engine {
             let (commit, before) = (self.head.commit, self.head.position);
             let tail = self.writer().take_turn(commit, PAGE).await?;
             if tail.is_empty() {
+                // If nothing gets appended now, nothing else shows that the head is still in the log.
+                if !any && self.writer().chain_of(commit).await? != Some(self.head.chain) {
+                    return Err(EngineError::WentBack);
+                }
                 return Ok(any);
             }
             any = true;

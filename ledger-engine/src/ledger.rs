@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::engine::Engine;
+use crate::replays::Replays;
 
 /// How long a call whose key is in flight already waits for that.
 const KEY_PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +37,7 @@ struct Inner {
     settings: Settings,
     in_flight: Mutex<HashMap<[u8; 16], usize>>,
     log: Log,
+    replays: Replays,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -251,6 +253,7 @@ impl Ledger {
             in_memory,
             settings,
             in_flight: Mutex::default(),
+            replays: Replays::start(log.clone()),
             log,
             task: Mutex::new(Some(task)),
         };
@@ -358,7 +361,10 @@ impl Ledger {
         let log = &self.inner.log;
         let (replayed, events) = match decided {
             Decided::Appended(events) => (false, events),
-            Decided::InLog => (true, log.commands_of_keys(key.as_slice()).await?),
+            Decided::InLog => {
+                let key = key.expect("only a key's command can be in the log already");
+                (true, self.inner.replays.read(key).await?)
+            }
         };
         let (Some(first), Some(last)) = (events.first(), events.last()) else {
             return Err(StoreError::Corrupt("a key's command has no events".to_owned()));

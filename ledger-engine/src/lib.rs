@@ -18,5 +18,6 @@ mod engine;
 mod keys;
 mod ledger;
 mod load;
+mod replays;
 
 pub use ledger::{CommandError, EngineError, Ledger, Receipt, Settings};

@@ -235,3 +235,44 @@ async fn large_batches_that_come_together_are_not_one_append() {
     }
     assert!(largest <= 20, "{largest} events in one commit of at most 10 decisions and one batch more");
 }
+
+#[tokio::test]
+async fn large_batches_that_were_read_together_are_not_one_append_either() {
+    let (world, first) = World::new().await;
+    let (a, b) = (world.wallet(&first, "1000.00").await, world.wallet(&first, "0").await);
+    first.stop(PATIENCE).await;
+    let small = world.engine(Settings { batch_max: 10, wait_expected_max: PATIENCE, ..Settings::default() }).await;
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    sqlx::raw_sql("begin; lock table ledger.book_wallets").execute(&mut owner).await.unwrap();
+    let batch = |_| {
+        let one = |_| {
+            let transfer = instruction(TransactionKind::Transfer, a, Some(b), None, "0.01");
+            (TransactionId::from_uuid(Uuid::now_v7()), transfer)
+        };
+        let action = Action::Batch { atomic: false, transfers: (0..10).map(one).collect() };
+        let caller = Caller::Partner { partner: world.partner, user: None };
+        spawn(&small, command(None, caller, action))
+    };
+    let batches: Vec<_> = (0..20).map(batch).collect();
+    sleep(Duration::from_millis(100)).await; // however many of them wait by now: the claim holds
+    sqlx::raw_sql("rollback").execute(&mut owner).await.unwrap();
+    for call in batches {
+        assert_eq!(call.await.unwrap().unwrap().events.len(), 10);
+    }
+    let largest = world.log().await.commits_after(0, 1_000_000).await.unwrap();
+    let largest = largest.iter().map(|commit| commit.events.len()).max().unwrap();
+    assert!(largest <= 30, "{largest} events in one commit of at most 10 decisions, as many read and one batch more");
+}
+
+#[tokio::test]
+async fn an_engine_on_an_abandoned_history_refuses_nothing_from_it() {
+    let (world, abandoned) = World::new().await;
+    let (a, b) = (world.wallet(&abandoned, "10.00").await, world.wallet(&abandoned, "0").await);
+    let kept = world.log().await.head().await.unwrap().commit;
+    abandoned.execute(world.transfer(None, a, b, "9.00")).await.unwrap();
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    restore(&mut owner, kept).await;
+    let told = abandoned.execute(world.transfer(None, a, b, "5.00")).await;
+    assert!(matches!(told, Err(CommandError::OutcomeUnknown)), "there is enough in the log: {told:?}");
+    assert!(!abandoned.is_running());
+}
