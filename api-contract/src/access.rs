@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use ledger_core::{ClientId, PartnerId};
 
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, Counted, TooMany};
 use crate::audit::Act;
 use crate::client::Origin;
 use crate::pool::{STATEMENT_TIME, pool_options, within_bounds};
@@ -164,8 +164,9 @@ impl Access {
     /// A login over HTTP: [`Access::issue`], unless too many secrets were wrong, and written down.
     pub async fn log_in(&self, client_id: &str, secret: &Secret, origin: &Origin) -> Result<TokenPair, Problem> {
         let client = client_id.parse::<ClientId>().ok();
-        let named = client.map(ClientId::uuid);
-        self.0.attempts.check(named, origin.peer).map_err(too_many_attempts)?;
+        if let Some(client) = client {
+            self.0.attempts.check(client.uuid(), origin.peer).map_err(too_many_attempts)?;
+        }
         let issued = self.issue(client_id, secret).await;
         match (&issued, client) {
             (Ok(_), Some(client)) => {
@@ -173,7 +174,7 @@ impl Access {
                 within_bounds(Act::new("login").by(client).origin(origin).record(&self.0.pool)).await?;
             }
             (Err(problem), _) if problem.slug() == "invalid-client" => {
-                self.0.failed(client, origin, "a client's secret").await;
+                self.0.failed(client, origin, "a client's secret").await?;
             }
             _ => {}
         }
@@ -203,7 +204,6 @@ impl Access {
 
     /// The next pair for a refresh token. A token that comes a second time ends its family.
     pub async fn refresh(&self, refresh_token: &Secret, origin: &Origin) -> Result<TokenPair, Problem> {
-        self.0.attempts.check(None, origin.peer).map_err(too_many_attempts)?;
         within_bounds(self.rotate(refresh_token, origin)).await
     }
 
@@ -220,7 +220,8 @@ impl Access {
         .fetch_optional(&mut *tx)
         .await?;
         let Some(found) = found else {
-            self.0.failed(None, origin, "a refresh token").await;
+            drop(tx); // the record below may want its connection
+            self.0.failed(None, origin, "a refresh token").await?;
             return Err(Problem::of("token-invalid").detail("there is no such refresh token"));
         };
         let (family, client_id) = (found.family, ClientId::from_uuid(found.client_id));
@@ -420,19 +421,21 @@ impl Shared {
         Ok(TokenPair { access_token, token_type: "Bearer", expires_in: token::LIFETIME, refresh_token })
     }
 
-    /// Something secret was wrong. That there were too many is written down once.
-    async fn failed(&self, client: Option<ClientId>, origin: &Origin, what: &str) {
-        if !self.attempts.failed(client.map(ClientId::uuid), origin.peer) {
-            return;
+    /// Something secret was wrong. That there were too many is written down once, and refuses what is wrong after it.
+    async fn failed(&self, client: Option<ClientId>, origin: &Origin, what: &str) -> Result<(), Problem> {
+        let Counted { too_many, wait } = self.attempts.failed(client.map(ClientId::uuid), origin.peer);
+        if let Some(too_many) = too_many {
+            let client = client.filter(|_| too_many == TooMany::OfClient); // as it says of itself
+            tracing::warn!(client.id = client.map(tracing::field::display), "too many secrets were wrong");
+            let mut act = Act::new("logins-failing").origin(origin).with("wrong", what);
+            if let Some(client) = client {
+                act = act.by(client);
+            }
+            if let Err(error) = within_bounds(act.record(&self.pool)).await {
+                tracing::warn!(%error, "that logins fail was not written down");
+            }
         }
-        tracing::warn!(client.id = client.map(tracing::field::display), "too many secrets were wrong");
-        let mut act = Act::new("logins-failing").origin(origin).with("wrong", what);
-        if let Some(client) = client {
-            act = act.by(client); // as it says of itself
-        }
-        if let Err(error) = within_bounds(act.record(&self.pool)).await {
-            tracing::warn!(%error, "that logins fail was not written down");
-        }
+        wait.map_or(Ok(()), |wait| Err(too_many_attempts(wait)))
     }
 
     fn remember(&self, hash: [u8; 32], token: Known, now: i64) {

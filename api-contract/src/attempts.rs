@@ -1,8 +1,9 @@
-//! Wrong secrets, counted: who sends too many is told to wait, before anything is looked up.
+//! Wrong secrets, counted: who sends too many is told to wait, and the operator that somebody tries.
 //!
-//! A secret is 256 random bits, so nobody guesses one; what is bounded here is the work, and what is told is that somebody
-//! tries. Counted is by client and peer together, so whoever knows no more than a client's id cannot lock it out from
-//! elsewhere, and by peer alone. Who is refused keeps the tokens it has, and may refresh them.
+//! A secret is 256 random bits, so nobody guesses one; what matters is that nobody is locked out by another's tries. Counted
+//! is by client and peer together: too many, and nothing is looked up for this client from there, while it gets in from
+//! elsewhere and its tokens can be refreshed. And by peer alone, which may be the proxy before all of us: too many, and
+//! what is wrong is told to wait, while who knows its secret gets in.
 //!
 //! In memory, each process for itself, and bounded: an attacker with thousands of networks makes it forget, not grow.
 
@@ -27,6 +28,23 @@ enum Place {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Network(Option<IpAddr>);
 
+/// What counting a wrong secret has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// This was the one too many: whoever is told of each would be told too often.
+    pub(crate) too_many: Option<TooMany>,
+    /// For how long the peer is to wait, when too many were wrong before this one.
+    pub(crate) wait: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TooMany {
+    /// For one client.
+    OfClient,
+    /// For any.
+    OfPeer,
+}
+
 struct Window {
     begun: Instant,
     failures: u32,
@@ -44,22 +62,15 @@ const OF_PEER_MAX: u32 = 300;
 const WINDOWS_MAX: usize = 10_000;
 
 impl Attempts {
-    /// How long to wait, when too many were wrong already.
-    pub(crate) fn check(&self, client: Option<Uuid>, peer: Option<IpAddr>) -> Result<(), Duration> {
+    /// How long this client's login from there has to wait, when too many were wrong already.
+    pub(crate) fn check(&self, client: Uuid, peer: Option<IpAddr>) -> Result<(), Duration> {
         let windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, max) in places(client, peer) {
-            if let Some(window) = windows.get(&place)
-                && max <= window.failures
-                && let Some(left) = WINDOW.checked_sub(window.begun.elapsed())
-            {
-                return Err(left);
-            }
-        }
-        Ok(())
+        let window = windows.get(&Place::ClientFrom(client, Network::of(peer)));
+        window.and_then(|window| window.left(OF_CLIENT_MAX)).map_or(Ok(()), Err)
     }
 
-    /// Counts a wrong secret. True for the one that was too many: whoever is told of each would be told too often.
-    pub(crate) fn failed(&self, client: Option<Uuid>, peer: Option<IpAddr>) -> bool {
+    /// Counts a wrong secret.
+    pub(crate) fn failed(&self, client: Option<Uuid>, peer: Option<IpAddr>) -> Counted {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if WINDOWS_MAX <= windows.len() {
             windows.retain(|_, window| window.begun.elapsed() < WINDOW);
@@ -67,16 +78,23 @@ impl Attempts {
         if WINDOWS_MAX <= windows.len() {
             windows.clear();
         }
-        let mut too_many = false;
-        for (place, max) in places(client, peer) {
+        let network = Network::of(peer);
+        let of_client = client.map(|client| (Place::ClientFrom(client, network), OF_CLIENT_MAX, TooMany::OfClient));
+        let mut counted = Counted { too_many: None, wait: None };
+        for (place, max, too_many) in
+            of_client.into_iter().chain([(Place::Anyone(network), OF_PEER_MAX, TooMany::OfPeer)])
+        {
             let window = windows.entry(place).or_insert_with(|| Window { begun: Instant::now(), failures: 0 });
             if WINDOW <= window.begun.elapsed() {
                 *window = Window { begun: Instant::now(), failures: 0 };
             }
+            counted.wait = counted.wait.or(window.left(max));
             window.failures = window.failures.saturating_add(1);
-            too_many |= window.failures == max;
+            if window.failures == max {
+                counted.too_many = Some(too_many);
+            }
         }
-        too_many
+        counted
     }
 
     /// The client has proven itself: what it got wrong before was its own mistake.
@@ -86,10 +104,11 @@ impl Attempts {
     }
 }
 
-fn places(client: Option<Uuid>, peer: Option<IpAddr>) -> impl Iterator<Item = (Place, u32)> {
-    let network = Network::of(peer);
-    let of_client = client.map(|client| (Place::ClientFrom(client, network), OF_CLIENT_MAX));
-    of_client.into_iter().chain([(Place::Anyone(network), OF_PEER_MAX)])
+impl Window {
+    /// How long it lasts, when it has seen so many.
+    fn left(&self, max: u32) -> Option<Duration> {
+        WINDOW.checked_sub(self.begun.elapsed()).filter(|_| max <= self.failures)
+    }
 }
 
 impl Network {
@@ -113,29 +132,32 @@ mod tests {
     #[test]
     fn wrong_secrets_lock_out_one_client_from_one_network() {
         let attempts = Attempts::default();
-        let (client, peer) = (Some(Uuid::from_u128(1)), from("2001:db8::1"));
+        let (client, peer) = (Uuid::from_u128(1), from("2001:db8::1"));
         for failure in 1..=OF_CLIENT_MAX {
             assert_eq!(attempts.check(client, peer), Ok(()));
-            assert_eq!(attempts.failed(client, peer), failure == OF_CLIENT_MAX);
+            let too_many = (failure == OF_CLIENT_MAX).then_some(TooMany::OfClient);
+            assert_eq!(attempts.failed(Some(client), peer), Counted { too_many, wait: None });
         }
         assert!(attempts.check(client, peer).is_err_and(|wait| wait <= WINDOW));
         assert!(attempts.check(client, from("2001:db8::2")).is_err(), "the same network");
         assert_eq!(attempts.check(client, from("2001:db8:0:1::1")), Ok(()), "the client from elsewhere");
         assert_eq!(attempts.check(client, from("192.0.2.1")), Ok(()));
-        assert_eq!(attempts.check(Some(Uuid::from_u128(2)), peer), Ok(()), "another client");
-        attempts.succeeded(Uuid::from_u128(1), peer); // by a login that was under way
+        assert_eq!(attempts.check(Uuid::from_u128(2), peer), Ok(()), "another client");
+        attempts.succeeded(client, peer); // by a login that was under way
         assert_eq!(attempts.check(client, peer), Ok(()));
     }
 
     #[test]
-    fn one_peer_with_many_names_is_refused_too() {
+    fn one_peer_with_many_names_is_told_to_wait_and_locks_nobody_out() {
         let attempts = Attempts::default();
-        for client in 0..OF_PEER_MAX {
-            assert_eq!(attempts.check(Some(Uuid::from_u128(client.into())), from("192.0.2.1")), Ok(()));
-            attempts.failed(Some(Uuid::from_u128(client.into())), from("192.0.2.1"));
+        let client = |number: u32| Uuid::from_u128(number.into());
+        for number in 1..=OF_PEER_MAX {
+            let too_many = (number == OF_PEER_MAX).then_some(TooMany::OfPeer);
+            assert_eq!(attempts.failed(Some(client(number)), from("192.0.2.1")), Counted { too_many, wait: None });
         }
-        assert!(attempts.check(None, from("::ffff:192.0.2.1")).is_err());
-        assert_eq!(attempts.check(None, from("192.0.2.2")), Ok(()));
+        assert!(attempts.failed(None, from("::ffff:192.0.2.1")).wait.is_some_and(|wait| wait <= WINDOW));
+        assert_eq!(attempts.failed(None, from("192.0.2.2")).wait, None);
+        assert_eq!(attempts.check(client(0), from("192.0.2.1")), Ok(()), "behind the same proxy");
     }
 
     #[test]

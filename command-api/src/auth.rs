@@ -32,7 +32,8 @@ pub(crate) struct Tokens(TokenPair);
 /// Get tokens for a client
 ///
 /// The access token is good for an hour, restarts included. After ten wrong secrets within a minute for one client from
-/// one address, or very many from one address, further ones are refused for the rest of that minute.
+/// one address, its logins from there are refused for the rest of that minute. After very many wrong ones for any client
+/// from one address, further wrong ones are answered 429.
 #[utoipa::path(
     post,
     path = "/v1/auth/token",

@@ -297,6 +297,31 @@ async fn who_tries_secrets_is_told_to_wait_and_the_client_gets_in_from_elsewhere
     assert_eq!(acts(&database, "login").await.len(), 2);
 }
 
+#[tokio::test]
+async fn behind_one_proxy_nobodys_wrong_secrets_keep_others_out() {
+    let database = database().await;
+    let access = Access::connect(database.url(), seal()).await.unwrap();
+    let honest = partners_client();
+    let pair = log_in(&access, &honest).await;
+    let proxy = from("192.0.2.1");
+    let mut told = "";
+    for _ in 0..301 {
+        let nobody = ClientId::from_uuid(Uuid::now_v7()).to_string();
+        told = slug(access.log_in(&nobody, &Secret::mint_for_client(), &proxy).await);
+    }
+    assert_eq!(told, "rate-limited");
+    assert_eq!(slug(access.refresh(&Secret::mint("dbr_"), &proxy).await), "rate-limited");
+    access.log_in(&honest.id.to_string(), &honest.secret, &proxy).await.expect("it knows its secret");
+    access.refresh(&pair.refresh_token, &proxy).await.expect("it has its token");
+
+    let told = acts(&database, "logins-failing").await;
+    assert_eq!(
+        (told.len(), &told[0]["clientId"]),
+        (1, &Value::Null),
+        "no client is named for what many names have done"
+    );
+}
+
 async fn limited(service: &Service, pair: &TokenPair, status: u16) -> Answer {
     eventually(EVERYWHERE_WITHIN, || service.me(pair), status).await
 }
