@@ -22,6 +22,9 @@ use crate::metrics;
 /// An answer this young is given again.
 const FRESH: Duration = Duration::from_millis(250);
 
+/// Where an operator's programs look; they are let in when nobody else is.
+pub(crate) const PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
 /// What must hold for a service to be ready.
 #[derive(Default)]
 pub struct Health {

@@ -40,6 +40,7 @@ use tower::Service;
 
 use crate::body::{Fault, RequestBody, ResponseBody};
 use crate::door::Door;
+use crate::health;
 use crate::metrics;
 use crate::refusal::Refusal;
 pub use crate::refusal::problem;
@@ -50,7 +51,7 @@ use crate::socket::{Conversation, Socket};
 /// What one client may take, and all of them together.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections; one more is answered 503 and closed.
+    /// Open connections; one more is answered 503 and closed, unless it asks for health.
     pub connections: usize,
     /// Requests at work, reads not counted; one more is answered 503. Less than there are connections, or it is never felt.
     pub requests: usize,
@@ -104,7 +105,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     raise_file_limit();
     let limits = Arc::new(limits);
     let places = Arc::new(Semaphore::new(limits.connections));
-    let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
+    let gate = Arc::new(Semaphore::new(GATE_PLACES));
     let door = Arc::new(Door::new(&limits));
     let mut connections = JoinSet::new();
     let mut stop = pin!(shutdown.requested());
@@ -124,12 +125,20 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            if let (Some(stream), Ok(place)) = (turn_away(stream), lingering.clone().try_acquire_owned()) {
-                connections.spawn(async move {
+            let Ok(place) = gate.clone().try_acquire_owned() else {
+                drop(turn_away(stream));
+                continue;
+            };
+            let limits = Arc::new(Limits { idle_time: GATE_TIME, ..limits.as_ref().clone() });
+            let (router, door, shutdown) = (router.clone(), door.clone(), shutdown.clone());
+            connections.spawn(async move {
+                if asks_for_health(&stream).await {
+                    converse(stream, peer, router, limits, door, shutdown).await;
+                } else if let Some(stream) = turn_away(stream) {
                     linger(stream).await;
-                    drop(place);
-                });
-            }
+                }
+                drop(place);
+            });
             continue;
         };
         let connection = converse(stream, peer, router.clone(), limits.clone(), door.clone(), shutdown.clone());
@@ -164,10 +173,23 @@ const BUFFER_MIN: usize = 64 * 1024;
 /// The largest body that is read to its end although its request is refused.
 const PASSED_OVER_MAX: u64 = 64 * 1024;
 
-/// Of those turned away, so many at a time are given a moment to read why.
-const LINGERING_MAX: usize = 128;
-const LINGER: Duration = Duration::from_secs(1);
+/// Of those for whom there is no place, so many at a time are listened to for a moment: whoever asks for health is
+/// answered, or a server with much to do would be taken for a dead one; the others are given time to read why.
+const GATE_PLACES: usize = 128;
+const GATE_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 * 1024;
+
+/// Whether that is how its first request begins.
+async fn asks_for_health(stream: &TcpStream) -> bool {
+    let mut first = [0; 16];
+    match timeout(GATE_TIME, stream.peek(&mut first)).await {
+        Ok(Ok(read)) => health::PATHS.iter().any(|path| {
+            let line = [b"GET ", path.as_bytes()].concat();
+            first[..read].starts_with(&line)
+        }),
+        _ => false,
+    }
+}
 
 /// The whole answer, for nobody asked yet. `None` if the client has gone.
 fn turn_away(stream: TcpStream) -> Option<TcpStream> {
@@ -182,7 +204,7 @@ fn turn_away(stream: TcpStream) -> Option<TcpStream> {
 /// Closing before a request that is under way has come makes the kernel reset the connection, and takes our answer with it.
 async fn linger(stream: TcpStream) {
     let mut rest = stream.take(LINGER_BYTES);
-    let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await; // whatever comes, it ends here
+    let _ = timeout(GATE_TIME, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await; // whatever comes, it ends here
 }
 
 /// One connection from its first byte to its last.

@@ -459,6 +459,19 @@ async fn a_client_that_sends_before_it_reads_still_learns_that_it_was_turned_awa
 }
 
 #[tokio::test]
+async fn whoever_asks_for_health_is_let_in_when_nobody_else_is() {
+    let router = router().merge(Health::new().router());
+    let server = Server::start_with(router, Limits { connections: 1, ..Limits::default() }).await;
+    let mut first = server.connect().await;
+    first.write_all(get("/").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut first).await.status, 200);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(server.exchange(get_and_close(path)).await.status, 200, "{path}");
+    }
+    server.exchange(get_and_close("/")).await.is_problem(503, "/problems/overloaded");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_its_answer_loses_its_place() {
     let server = Server::start(Limits { connections: 1, write_time: short(200), ..Limits::default() }).await;
     let mut stream = server.connect().await;
