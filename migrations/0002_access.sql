@@ -69,7 +69,7 @@ create table access.rate_limits (
 create table access.audit (
     number bigint generated always as identity primary key,
     at timestamptz not null default clock_timestamp(),
-    act text not null, -- `login`, `logins-failing`, `refresh-token-copied`, `logout`, `key-made`, `key-retired`, `rate-limit`, `redeliver`, …
+    act text not null, -- `login`, `logins-failing`, `refresh-token-copied`, `logout`, `client-set`, `key-made`, `key-retired`, `rate-limit`, `redeliver`, …
     client_id uuid, -- who did it, or who it happened to
     peer text, -- the address it came from
     request_id text,

@@ -8,6 +8,7 @@
 
 use ledger_core::{ClientId, PartnerEvent, PartnerId};
 
+use crate::audit::Act;
 use crate::pool::within_bounds;
 use crate::{Access, AccessError, Scopes, Secret};
 
@@ -39,18 +40,23 @@ impl Access {
     }
 
     /// A client that there shall be, with exactly this secret and these scopes. Repeating it changes nothing, and a secret
-    /// that was rotated stays so.
+    /// that was rotated stays so. A change ends the tokens that the client has, and is written down.
     pub async fn ensure_client(&self, client: NewClient) -> Result<(), AccessError> {
         let ensured = sqlx::query(
             "insert into access.clients as known (id, partner_id, secret_hash, scopes) values ($1, $2, $3, $4)
              on conflict (id) do update
-             set partner_id = excluded.partner_id, secret_hash = excluded.secret_hash, scopes = excluded.scopes
+             set partner_id = excluded.partner_id, secret_hash = excluded.secret_hash, scopes = excluded.scopes,
+                 generation = known.generation + 1, revoked_at = clock_timestamp()
              where known.secret_position = 0
                and (known.partner_id, known.secret_hash, known.scopes)
                    is distinct from (excluded.partner_id, excluded.secret_hash, excluded.scopes)",
         );
-        bind(ensured, &client).execute(self.pool()).await?;
-        Ok(())
+        let mut tx = self.pool().begin().await?;
+        if bind(ensured, &client).execute(&mut *tx).await?.rows_affected() == 1 {
+            // Who may set one is who has the database: nobody else could be named.
+            Act::new("client-set").by(client.id).with("scopes", client.scopes).record(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
     }
 
     /// Gives the client the secret that belongs to an event which [`Access::follow`] has followed. False when the client has

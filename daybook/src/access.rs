@@ -35,7 +35,7 @@ enum What {
         #[arg(long)]
         partner: Option<PartnerId>,
     },
-    /// Shows what was done that is no event of the log: logins, wrong secrets in numbers, keys, limits; the latest first.
+    /// Shows what was done that is no event of the log: logins, wrong secrets in numbers, clients, keys, limits; the latest first.
     Audit {
         /// Only acts of this kind, such as `logins-failing`.
         act: Option<String>,

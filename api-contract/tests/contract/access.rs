@@ -400,17 +400,26 @@ async fn in_an_outage_callers_are_answered_soon_and_do_not_queue_for_each_other(
 
 #[tokio::test]
 async fn a_client_is_created_once_and_ensured_as_often_as_one_likes() {
-    let access = Access::connect(database().await.url(), seal()).await.unwrap();
+    let database = database().await;
+    let access = Access::connect(database.url(), seal()).await.unwrap();
     let client = new_client(None, Scopes::WORKFLOW);
     access.ensure_client(client.clone()).await.unwrap();
+    let pair = access.issue(&client.id.to_string(), &client.secret).await.unwrap();
     access.ensure_client(client.clone()).await.unwrap();
-    access.issue(&client.id.to_string(), &client.secret).await.unwrap();
+    let pair = access.refresh(&pair.refresh_token, &Origin::default()).await.expect("nothing has changed");
     assert!(matches!(access.create_client(client.clone()).await, Err(AccessError::ClientExists)));
 
     let changed = NewClient { secret: Secret::mint_for_client(), ..client.clone() };
     access.ensure_client(changed.clone()).await.unwrap();
     assert_eq!(slug(access.issue(&client.id.to_string(), &client.secret).await), "invalid-client");
     access.issue(&client.id.to_string(), &changed.secret).await.unwrap();
+    let old = access.refresh(&pair.refresh_token, &Origin::default()).await;
+    assert_eq!(slug(old), "token-revoked", "whoever logged in with the old secret may be its thief");
+    let written: i64 = sqlx::query_scalar("select count(*) from access.audit where act = 'client-set'")
+        .fetch_one(&mut PgConnection::connect(database.url()).await.unwrap())
+        .await
+        .unwrap();
+    assert_eq!(written, 2);
 }
 
 #[tokio::test]
