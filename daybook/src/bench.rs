@@ -4,7 +4,7 @@
 //! and removes them. Every rate is of what the log has, not of what was sent. All figures of a run are from one machine
 //! in one run; the load is made on that machine too, and what it takes is reported beside what the servers take.
 //!
-//! Left out: batches, reads and the feed's own rates. Nothing here is a test: figures are for people to judge.
+//! Left out: reads and the feed's own rates. Nothing here is a test: figures are for people to judge.
 
 mod check;
 mod engine;
@@ -57,7 +57,7 @@ enum Name {
     Engine,
     /// The same beside commands that repeat keys which the engine has forgotten.
     OldKeys,
-    /// Single transfers over 64 and 256 keep-alive connections.
+    /// Transfers over keep-alive connections: single ones over 64 and 256, and in batches of 100 and 1,000.
     Http,
     /// Ten times the capacity, open loop, and the time until all is normal again.
     Overload,

@@ -1,4 +1,4 @@
-//! Single transfers over HTTP: keep-alive connections that each send when their answer has come.
+//! Transfers over HTTP, one or many in a request: keep-alive connections that each send when their answer has come.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use super::machine::Meter;
 use super::random::Random;
 use super::server::Server;
 
-const CONNECTIONS: [usize; 2] = [64, 256];
+/// Transfers in a request, and connections. A batch is work for a while, so few connections are enough.
+const SHAPES: [(usize, usize); 4] = [(1, 64), (1, 256), (100, 16), (1000, 8)];
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -28,11 +29,11 @@ pub(crate) async fn run(
     say(&format!("http: starting the server, {with}, and {wallets} wallets"));
     let server = Server::start(parts, wallets).await?;
     let mut figures = Vec::new();
-    for connections in CONNECTIONS {
-        say(&format!("http: {connections} connections, {with}"));
-        let capacity = Capacity { server: &server, connections, seed };
-        capacity.measure(&format!("warm-up-{connections}"), WARM_UP).await?;
-        let name = format!("singles-{connections}");
+    for (size, connections) in SHAPES {
+        say(&format!("http: {size} in a request, {connections} connections, {with}"));
+        let capacity = Capacity { server: &server, size, connections, seed };
+        capacity.measure(&format!("warm-up-{size}-{connections}"), WARM_UP).await?;
+        let name = format!("http-{size}-{connections}");
         let (tally, sent, figure) = capacity.measure_with_meter(&name, Duration::from_secs(seconds), parts).await?;
         if tally.accepted.count() != sent.requests {
             bail!("not every transfer was granted: {}", tally.statuses());
@@ -43,16 +44,24 @@ pub(crate) async fn run(
     Ok(figures)
 }
 
-/// A closed loop of single transfers.
+/// A closed loop.
 pub(crate) struct Capacity<'a> {
     pub(crate) server: &'a Server,
+    /// Transfers in a request.
+    pub(crate) size: usize,
     pub(crate) connections: usize,
     pub(crate) seed: u64,
 }
 
 impl Capacity<'_> {
     pub(crate) async fn measure(&self, name: &str, time: Duration) -> anyhow::Result<(Tally, Sent)> {
-        run_load(self.server, self.connections, Pace::Closed, time, name, self.seed, |_| ())
+        let load = Load {
+            address: self.server.address,
+            connections: self.connections,
+            pace: Pace::Closed,
+            extent: Extent::Time(time),
+        };
+        run_load(&load, self.server, self.size, name, self.seed, |_| ())
     }
 
     pub(crate) async fn measure_with_meter(
@@ -65,10 +74,14 @@ impl Capacity<'_> {
         let position = check::head(url).await?;
         let meter = Meter::start(self.server.pid(), url).await?;
         let (tally, sent) = self.measure(name, time).await?;
-        let done = tally.accepted.count();
+        let done = tally.accepted.count() * u64::try_from(self.size)?;
         let used = meter.stop(done).await?;
         check::posted_since(url, position, done).await?;
-        let mut figure = Figure::new("http", parts, format!("{} connections", self.connections), done, sent.took);
+        let variant = match self.size {
+            1 => format!("{} connections", self.connections),
+            size => format!("batches of {size}, {} conn.", self.connections),
+        };
+        let mut figure = Figure::new("http", parts, variant, done, sent.took);
         figure.latency = tally.accepted.summary();
         figure.used = Some(used);
         if parts == Parts::EverythingOn {
@@ -144,28 +157,26 @@ pub(crate) fn key(name: &str, number: u64) -> String {
     format!("{name}-{number:09}")
 }
 
-/// Transfers of one name, numbered from zero; `seen` looks at every answer as well.
+/// Requests of one name, numbered from zero; `seen` looks at every answer as well.
 pub(crate) fn run_load(
+    load: &Load,
     server: &Server,
-    connections: usize,
-    pace: Pace,
-    time: Duration,
+    size: usize,
     name: &str,
     seed: u64,
     mut seen: impl FnMut(&Answer<'_>),
 ) -> anyhow::Result<(Tally, Sent)> {
     let mut random = Random::new(seed);
     let mut tally = Tally::new();
-    let load = Load { address: server.address, connections, pace, extent: Extent::Time(time) };
-    let sent = tokio::task::block_in_place(|| {
-        load.run(
-            |number, out| server.transfer(&key(name, number), &mut random, out),
-            |answer| {
-                tally.take(&answer);
-                seen(&answer);
-            },
-        )
-    })?;
+    let write = |number, out: &mut Vec<u8>| match size {
+        1 => server.transfer(&key(name, number), &mut random, out),
+        size => server.batch(size, &key(name, number), &mut random, out),
+    };
+    let take = |answer: Answer<'_>| {
+        tally.take(&answer);
+        seen(&answer);
+    };
+    let sent = tokio::task::block_in_place(|| load.run(write, take))?;
     Ok((tally, sent))
 }
 

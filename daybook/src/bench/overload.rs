@@ -17,7 +17,7 @@ use anyhow::Context;
 use super::check;
 use super::figures::{Figure, Latencies, Parts, millis, ratio};
 use super::http::{Capacity, Tally, key, run_load};
-use super::load::{Answer, Pace};
+use super::load::{Answer, Extent, Load, Pace};
 use super::machine::{Meter, rss_mib};
 use super::server::Server;
 
@@ -47,7 +47,7 @@ pub(crate) async fn run(
     let server = Server::start(parts, wallets).await?;
     let url = &server.database_url;
     say("overload: capacity, closed loop");
-    let capacity = Capacity { server: &server, connections: CAPACITY_CONNECTIONS, seed };
+    let capacity = Capacity { server: &server, size: 1, connections: CAPACITY_CONNECTIONS, seed };
     capacity.measure("warm-up", WARM_UP).await?;
     let (_, _, mut capacity) = capacity.measure_with_meter("capacity", CAPACITY_TIME, parts).await?;
     capacity.workload = "overload";
@@ -65,8 +65,13 @@ pub(crate) async fn run(
     let rss_before = rss_mib(server.pid());
     let watch = Watch::start(server.address, server.pid());
     let meter = Meter::start(server.pid(), url).await?;
-    let pace = Pace::Open { per_second: rate };
-    let (tally, sent) = run_load(&server, CONNECTIONS, pace, Duration::from_secs(seconds), "overload", seed, |_| ())?;
+    let load = Load {
+        address: server.address,
+        connections: CONNECTIONS,
+        pace: Pace::Open { per_second: rate },
+        extent: Extent::Time(Duration::from_secs(seconds)),
+    };
+    let (tally, sent) = run_load(&load, &server, 1, "overload", seed, |_| ())?;
     let used = meter.stop(tally.accepted.count()).await?;
     let seen = watch.stop()?;
     say("overload: a light load, after");
@@ -153,7 +158,9 @@ impl Windows {
             *worst = answer.took.max(*worst);
             *granted &= answer.status == Some(201);
         };
-        let (tally, _) = run_load(server, CAPACITY_CONNECTIONS, pace, LIGHT_TIME, name, seed, seen)?;
+        let load =
+            Load { address: server.address, connections: CAPACITY_CONNECTIONS, pace, extent: Extent::Time(LIGHT_TIME) };
+        let (tally, _) = run_load(&load, server, 1, name, seed, seen)?;
         Ok(Self { all: tally.accepted, windows })
     }
 

@@ -95,12 +95,26 @@ impl Server {
 
     /// A transfer of 1.00 between two wallets by chance, under a key of its own.
     pub(crate) fn transfer(&self, key: &str, random: &mut Random, out: &mut Vec<u8>) {
+        self.post(&self.token, "/v1/transactions/transfer", key, &self.instruction(random), out);
+    }
+
+    /// So many such transfers in one request, each for itself.
+    pub(crate) fn batch(&self, size: usize, key: &str, random: &mut Random, out: &mut Vec<u8>) {
+        let mut body = String::from(r#"{"atomic":false,"transactions":["#);
+        for number in 0..size {
+            body.push_str(if number == 0 { "" } else { "," });
+            body.push_str(&self.instruction(random));
+        }
+        body.push_str("]}");
+        self.post(&self.token, "/v1/transactions/batch", key, &body, out);
+    }
+
+    fn instruction(&self, random: &mut Random) -> String {
         let (from, to) = random.two_of(self.wallets.len());
-        let body = format!(
+        format!(
             r#"{{"fromWalletId":"{}","toWalletId":"{}","amount":"1.00","currency":"{CURRENCY}"}}"#,
             self.wallets[from], self.wallets[to]
-        );
-        self.post(&self.token, "/v1/transactions/transfer", key, &body, out);
+        )
     }
 
     /// Stops it as an operator does.
