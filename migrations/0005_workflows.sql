@@ -16,6 +16,7 @@ insert into workflows.checkpoint (commit_number, position) values (0, 0);
 -- One row per requested top-up, from its TransactionRequested until the ledger has ended it, and kept.
 create table workflows.top_ups (
     transaction_id uuid primary key,
+    wallet_id uuid not null,                   -- where the money goes
     requested_position bigint not null unique, -- of its TransactionRequested; the keys of its commands come from it
     token text collate "C" not null unique,    -- names the payment at the bank
     amount numeric not null check (0 < amount),
@@ -34,6 +35,7 @@ create table workflows.top_ups (
     word text check (word in ('success', 'failure', 'cancelled')), -- the bank's, given once, never changed
     bank_reference text,                       -- under which the bank gave its word
     command_try integer not null default 0,    -- part of the command's key; goes up only after a recorded refusal
+    unfrozen boolean not null default false,   -- its wallet was, maybe after a refusal we have yet to read: that one is not waited for
     outcome text check (outcome in ('SUCCESS', 'FAILED', 'EXPIRED')), -- the ledger's
     ended_position bigint,                     -- of the event that ended it, once that has been seen
     alert text,                                -- what a person should look at; none when all is well
@@ -41,6 +43,8 @@ create table workflows.top_ups (
     constraint top_ups_ended check ((state = 'ENDED') = (outcome is not null) and (state = 'ENDED') = (due_at is null))
 );
 create index top_ups_due on workflows.top_ups (due_at) where due_at is not null;
+create index top_ups_wallet on workflows.top_ups (wallet_id) where state in ('DECIDED', 'BLOCKED'); -- to book once it is free
+create index top_ups_reference on workflows.top_ups (bank_reference) where bank_reference is not null;
 
 -- Every call to the outside and every command, written before it is made. Without an outcome: under way, or nobody
 -- lived to write it down.
@@ -66,18 +70,17 @@ create table workflows.callbacks (
     signed_at timestamptz not null, -- the bank's clock
     -- QUARANTINED: no such payment yet, nothing done; looked at again when the payment appears. ACCEPTED: the word
     -- counts. MISMATCH: other money than was asked for. CONTRARY: not what is already known of the payment.
-    -- SECOND: what is already known, under another bank reference. CONFLICT: a bank reference for the second time
-    -- with other content.
+    -- SECOND: what is already known, under another bank reference. CONFLICT: under a bank reference that stands for
+    -- something else; looked at again when it is repeated, for a quarantined one may have let go of the reference.
     verdict text not null
         check (verdict in ('QUARANTINED', 'ACCEPTED', 'MISMATCH', 'CONTRARY', 'SECOND', 'CONFLICT')),
     received_at timestamptz not null default now(),
     received_last_at timestamptz not null default now(),
     received_times bigint not null default 1
 );
--- The first callback under a bank reference is the one that counts. Two of them at once: the second waits here.
-create unique index callbacks_reference on workflows.callbacks (bank_reference) where verdict <> 'CONFLICT';
-create unique index callbacks_conflicts on workflows.callbacks (bank_reference, token, status, amount, currency)
-    where verdict = 'CONFLICT';
+create unique index callbacks_content on workflows.callbacks (bank_reference, token, status, amount, currency);
+-- A bank reference stands for one callback. What was refused for its money never stood for anything: it may be corrected.
+create unique index callbacks_reference on workflows.callbacks (bank_reference) where verdict not in ('MISMATCH', 'CONFLICT');
 create index callbacks_quarantined on workflows.callbacks (token) where verdict = 'QUARANTINED';
 
 grant usage on schema workflows to daybook_workflows;

@@ -73,6 +73,7 @@ enum Taken {
 /// Signed: `X-Bank-Signature` is `sha256=` and the lower-case hex of HMAC-SHA256, keyed with the secret shared with the
 /// bank, over `X-Bank-Timestamp`, a full stop and the body's bytes. The same callback again has no second effect; a
 /// reference that comes again with other content is `callback-conflict`, a word against what is known `invalid-transition`.
+/// A callback refused as `callback-mismatch` leaves its reference free: corrected, it may come again under the same one.
 #[utoipa::path(
     post,
     path = "/v1/callbacks/bank",
@@ -132,9 +133,8 @@ impl Callbacks {
                 );
             }
             Verdict::Conflict => {
-                return Err(
-                    Problem::of("callback-conflict").detail("this bankReference came before with other content")
-                );
+                return Err(Problem::of("callback-conflict")
+                    .detail("this bankReference stands for another callback or payment"));
             }
         };
         Ok((status, axum::Json(CallbackTaken { status: body })).into_response())

@@ -10,6 +10,8 @@
 //!     └──── not known ──────┘                   refused  ─┴> BLOCKED
 //! ```
 //!
+//! What is BLOCKED is offered to the ledger again after ever longer pauses, and at once when its wallet is unfrozen.
+//!
 //! A step is written down, and its row held, before anything is called; its outcome is recorded only while the
 //! row is still held under that attempt. A process that dies leaves a row that falls due again, in a state
 //! from which asking comes first. Until the bank has given a definite word a top-up stays pending: no answer
@@ -21,6 +23,7 @@ use std::time::Duration;
 use event_feed::{Commit, Log, RecordedEvent, within};
 use ledger_core::{
     Event, Instruction, Money, Payment, TransactionEvent, TransactionId, TransactionKind, TransactionStatus,
+    WalletEvent, WalletId,
 };
 use runtime::shutdown::Shutdown;
 use serde::Deserialize;
@@ -54,6 +57,9 @@ const FAILURES_MAX: i32 = 8;
 
 /// At least this often it is looked whether something is due, for another process may have changed a row.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// So many blocked top-ups fall due at once when their wallets are unfrozen; more than that wait for their pauses to end.
+const UNFROZEN_MAX: i64 = 10_000;
 
 /// What Postgres has not answered by then is given up: it, or the way to it, is gone without a word.
 const ANSWERING: Duration = Duration::from_secs(15);
@@ -182,12 +188,24 @@ impl TopUps {
     pub(crate) async fn take_page(&self, tx: &mut PgConnection, page: &[Arc<Commit>]) -> anyhow::Result<bool> {
         let mut requested = Vec::new();
         let mut ended = Vec::new();
+        let mut unfrozen = Vec::new();
         for event in page.iter().flat_map(|commit| &commit.events) {
             match event.event_type.as_str() {
-                "TransactionRequested" | "TransactionSettled" | "TransactionFailed" | "TransactionExpired" => {}
+                "TransactionRequested"
+                | "TransactionSettled"
+                | "TransactionFailed"
+                | "TransactionExpired"
+                | "WalletUnfrozen" => {}
                 _ => continue,
             }
-            let Event::Transaction(id, what) = event.read()? else { continue };
+            let (id, what) = match event.read()? {
+                Event::Transaction(id, what) => (id, what),
+                Event::Wallet(wallet, WalletEvent::Unfrozen { .. }) => {
+                    unfrozen.push(wallet);
+                    continue;
+                }
+                _ => continue,
+            };
             match what {
                 TransactionEvent::Requested { instruction, payment } if instruction.kind == TransactionKind::TopUp => {
                     requested.push((id, instruction, payment, event));
@@ -218,7 +236,8 @@ impl TopUps {
         // A request precedes its end, so within one page too the rows are there when they end.
         self.insert(tx, &requested).await?;
         end(tx, &ended).await?;
-        Ok(!requested.is_empty())
+        let offered_again = unblock(tx, &unfrozen).await?;
+        Ok(!requested.is_empty() || offered_again)
     }
 
     async fn insert(
@@ -234,10 +253,13 @@ impl TopUps {
         // A checkpoint that was set back brings the same rows again: they stay as they are.
         sqlx::query(
             "insert into workflows.top_ups
-                 (transaction_id, requested_position, token, amount, currency, return_url, traceparent, state, due_at, expire_at)
-             select r.id, r.position, r.token, r.amount::numeric, r.currency, r.return_url, r.traceparent, 'REQUESTED', now(), r.expire_at
-             from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[])
-                  as r (id, position, token, amount, currency, return_url, traceparent, expire_at)
+                 (transaction_id, wallet_id, requested_position, token, amount, currency, return_url, traceparent, state,
+                  due_at, expire_at)
+             select r.id, r.wallet, r.position, r.token, r.amount::numeric, r.currency, r.return_url, r.traceparent, 'REQUESTED',
+                    now(), r.expire_at
+             from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
+                         $9::uuid[])
+                  as r (id, position, token, amount, currency, return_url, traceparent, expire_at, wallet)
              on conflict (transaction_id) do nothing",
         )
         .bind(requested.iter().map(|(id, ..)| id.uuid()).collect::<Vec<_>>())
@@ -248,6 +270,7 @@ impl TopUps {
         .bind(requested.iter().map(|(_, _, payment, _)| payment.return_url.clone()).collect::<Vec<_>>())
         .bind(requested.iter().map(|(_, _, _, event)| traceparent(event)).collect::<Vec<_>>())
         .bind(requested.iter().map(|(_, _, _, event)| expire_at(event)).collect::<Vec<OffsetDateTime>>())
+        .bind(requested.iter().map(|(_, instruction, ..)| instruction.wallet_id.uuid()).collect::<Vec<_>>())
         .execute(tx)
         .await?;
         Ok(())
@@ -296,6 +319,28 @@ async fn end(tx: &mut PgConnection, ended: &[End]) -> sqlx::Result<()> {
             .await?;
     }
     Ok(())
+}
+
+/// What was blocked for a wallet that is free again falls due at once. What is under way may bring a refusal from before,
+/// now or when its key is repeated: it is marked, and then does not wait after that refusal. True when something fell due.
+async fn unblock(tx: &mut PgConnection, unfrozen: &[WalletId]) -> sqlx::Result<bool> {
+    if unfrozen.is_empty() {
+        return Ok(false);
+    }
+    let changed = sqlx::query(
+        "update workflows.top_ups
+         set unfrozen = true, due_at = case when state = 'BLOCKED' and attempt_id is null then now() else due_at end
+         where transaction_id in (
+             select transaction_id from workflows.top_ups
+             where wallet_id = any($1) and state in ('DECIDED', 'BLOCKED')
+             order by requested_position limit $2
+             for update)",
+    )
+    .bind(unfrozen.iter().map(|wallet| wallet.uuid()).collect::<Vec<_>>())
+    .bind(UNFROZEN_MAX)
+    .execute(tx)
+    .await?;
+    Ok(0 < changed.rows_affected())
 }
 
 /// Why a person must look at it, when the bank's word and the ledger's outcome cannot both be true.
@@ -372,10 +417,16 @@ impl TopUps {
     /// Stores a callback for good and gives it its effect, once: afterwards it can be repeated but not lost.
     pub(crate) async fn take_callback(&self, callback: &Callback) -> sqlx::Result<Verdict> {
         let mut tx = self.pool.begin().await?;
-        let verdict = match insert_callback(&mut tx, callback).await? {
-            Some(id) => judge(&mut tx, id, callback).await?,
-            // There is one under this reference. Nothing is deleted, so it is there to be read.
-            None => repeated(&mut tx, callback).await?,
+        one_at_a_time(&mut tx, &callback.bank_reference).await?;
+        let (id, is_new, verdict) = keep(&mut tx, callback).await?;
+        let verdict = match verdict.as_str() {
+            "CONFLICT" => judge(&mut tx, id, callback, is_new).await?,
+            "QUARANTINED" => judge(&mut tx, id, callback, true).await?,
+            "ACCEPTED" => Verdict::Known,
+            "MISMATCH" => Verdict::Mismatch,
+            "CONTRARY" => Verdict::Contrary,
+            "SECOND" => Verdict::Second,
+            _ => return Err(unreadable("verdict")),
         };
         tx.commit().await?;
         Ok(verdict)
@@ -383,14 +434,15 @@ impl TopUps {
 
     /// Callbacks that came before their payment was known, and whose payment is known now.
     async fn release_quarantined(&self) -> sqlx::Result<()> {
-        let ids: Vec<Uuid> = sqlx::query_scalar(
-            "select c.id from workflows.callbacks c join workflows.top_ups t on t.token = c.token
+        let known: Vec<(Uuid, String)> = sqlx::query_as(
+            "select c.id, c.bank_reference from workflows.callbacks c join workflows.top_ups t on t.token = c.token
              where c.verdict = 'QUARANTINED' limit 100",
         )
         .fetch_all(&self.pool)
         .await?;
-        for id in &ids {
+        for (id, reference) in &known {
             let mut tx = self.pool.begin().await?;
+            one_at_a_time(&mut tx, reference).await?;
             // The callback before the payment, in the order of those that come in; and it may have been judged meanwhile.
             let row = sqlx::query(
                 "select token, status, amount::text as amount, currency, bank_reference, signed_at
@@ -400,11 +452,11 @@ impl TopUps {
             .fetch_optional(&mut *tx)
             .await?;
             if let Some(row) = row {
-                judge(&mut tx, *id, &callback(&row)?).await?;
+                judge(&mut tx, *id, &callback(&row)?, true).await?;
             }
             tx.commit().await?;
         }
-        if !ids.is_empty() {
+        if !known.is_empty() {
             self.wake();
         }
         Ok(())
@@ -427,13 +479,21 @@ impl TopUps {
     }
 }
 
-/// `None` when there is one with this bank reference.
-async fn insert_callback(tx: &mut PgConnection, callback: &Callback) -> sqlx::Result<Option<Uuid>> {
-    sqlx::query_scalar(
+/// Two callbacks under one reference are judged one after the other, until the transaction ends.
+async fn one_at_a_time(tx: &mut PgConnection, bank_reference: &str) -> sqlx::Result<()> {
+    let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended('workflows.callbacks ' || $1, 0))");
+    lock.bind(bank_reference).execute(tx).await?;
+    Ok(())
+}
+
+/// Its row, whether that is new, and its verdict. A new one stands for nothing until it is judged.
+async fn keep(tx: &mut PgConnection, callback: &Callback) -> sqlx::Result<(Uuid, bool, String)> {
+    sqlx::query_as(
         "insert into workflows.callbacks (id, bank_reference, token, status, amount, currency, body, signed_at, verdict)
-         values ($1, $2, $3, $4, $5::numeric, $6, $7, $8, 'QUARANTINED')
-         on conflict (bank_reference) where verdict <> 'CONFLICT' do nothing
-         returning id",
+         values ($1, $2, $3, $4, $5::numeric, $6, $7, $8, 'CONFLICT')
+         on conflict (bank_reference, token, status, amount, currency)
+         do update set received_times = callbacks.received_times + 1, received_last_at = now()
+         returning id, received_times = 1, verdict",
     )
     .bind(Uuid::now_v7())
     .bind(&callback.bank_reference)
@@ -443,96 +503,35 @@ async fn insert_callback(tx: &mut PgConnection, callback: &Callback) -> sqlx::Re
     .bind(callback.money.currency().code())
     .bind(&callback.body)
     .bind(callback.signed_at)
-    .fetch_optional(tx)
+    .fetch_one(tx)
     .await
 }
 
-/// A bank reference that was used before: the same callback again, or another one, which a reference must not have.
-async fn repeated(tx: &mut PgConnection, callback: &Callback) -> sqlx::Result<Verdict> {
-    let row = sqlx::query(
-        "update workflows.callbacks set received_times = received_times + 1, received_last_at = now()
-         where bank_reference = $1 and verdict <> 'CONFLICT'
-           and token = $2 and status = $3 and amount = $4::numeric and currency = $5
-         returning id, verdict",
+/// Whether the reference stands for another callback, or another payment was decided under it, as the bank may have said
+/// when it was asked. A callback that was refused for its money leaves its reference to a corrected one.
+async fn is_taken(tx: &mut PgConnection, id: Uuid, callback: &Callback) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (select from workflows.callbacks
+                        where bank_reference = $1 and verdict not in ('MISMATCH', 'CONFLICT') and id <> $2)
+             or exists (select from workflows.top_ups where bank_reference = $1 and token <> $3)",
     )
     .bind(&callback.bank_reference)
+    .bind(id)
     .bind(&callback.token)
-    .bind(callback.word.name())
-    .bind(callback.money.amount().to_string())
-    .bind(callback.money.currency().code())
-    .fetch_optional(&mut *tx)
-    .await?;
-    if let Some(row) = row {
-        let verdict: String = row.try_get("verdict")?;
-        return match verdict.as_str() {
-            "QUARANTINED" => judge(tx, row.try_get("id")?, callback).await,
-            "ACCEPTED" => Ok(Verdict::Known),
-            "MISMATCH" => Ok(Verdict::Mismatch),
-            "CONTRARY" => Ok(Verdict::Contrary),
-            "SECOND" => Ok(Verdict::Second),
-            other => Err(sqlx::Error::Protocol(format!("a callback with the verdict {other}"))),
-        };
-    }
-    sqlx::query(
-        "insert into workflows.callbacks (id, bank_reference, token, status, amount, currency, body, signed_at, verdict)
-         values ($1, $2, $3, $4, $5::numeric, $6, $7, $8, 'CONFLICT')
-         on conflict (bank_reference, token, status, amount, currency) where verdict = 'CONFLICT'
-         do update set received_times = callbacks.received_times + 1, received_last_at = now()",
-    )
-    .bind(Uuid::now_v7())
-    .bind(&callback.bank_reference)
-    .bind(&callback.token)
-    .bind(callback.word.name())
-    .bind(callback.money.amount().to_string())
-    .bind(callback.money.currency().code())
-    .bind(&callback.body)
-    .bind(callback.signed_at)
-    .execute(tx)
-    .await?;
-    alert(callback, "conflict", "a bank reference came again with other content");
-    Ok(Verdict::Conflict)
+    .fetch_one(tx)
+    .await
 }
 
-/// What a stored callback means for its payment. Gives the payment its word if it has none.
-async fn judge(tx: &mut PgConnection, id: Uuid, callback: &Callback) -> sqlx::Result<Verdict> {
-    let row = sqlx::query(
-        "select transaction_id, amount::text as amount, currency, word, outcome, bank_reference
-         from workflows.top_ups where token = $1 for update",
-    )
-    .bind(&callback.token)
-    .fetch_optional(&mut *tx)
-    .await?;
-    let Some(row) = row else {
-        tracing::warn!(
-            bank.reference = callback.bank_reference,
-            "a callback for a payment that is not known is quarantined"
-        );
-        return Ok(Verdict::Quarantined);
-    };
-    let transaction = TransactionId::from_uuid(row.try_get("transaction_id")?);
-    let known = match outcome(&row)? {
-        Some(TransactionStatus::Success) => Some(Word::Success),
-        Some(TransactionStatus::Failed) => Some(Word::Failure),
-        Some(_) => Some(Word::Cancelled),
-        None => word(&row)?,
-    };
-    let reference: Option<String> = row.try_get("bank_reference")?;
-    let (verdict, name) = if money(&row)? != callback.money {
-        alert(callback, "mismatch", "a callback speaks of other money than was asked for");
-        (Verdict::Mismatch, "MISMATCH")
-    } else {
-        match known {
-            None => (Verdict::Accepted(transaction), "ACCEPTED"),
-            Some(known) if known != callback.word => {
-                alert(callback, "contrary", &format!("a callback contradicts what is known: {}", known.name()));
-                (Verdict::Contrary, "CONTRARY")
-            }
-            Some(_) if reference.as_ref().is_some_and(|reference| *reference != callback.bank_reference) => {
-                alert(callback, "second", "a payment was decided again, under another reference");
-                (Verdict::Second, "SECOND")
-            }
-            Some(_) => (Verdict::Known, "ACCEPTED"),
+/// What a stored callback means for its payment, and the verdict that its row gets. Gives the payment its word if it has
+/// none. `is_news` when nobody has been told yet that it is in conflict.
+async fn judge(tx: &mut PgConnection, id: Uuid, callback: &Callback, is_news: bool) -> sqlx::Result<Verdict> {
+    let (verdict, name) = if is_taken(tx, id, callback).await? {
+        if is_news {
+            alert(callback, "conflict", "a bank reference came again with other content");
         }
+        (Verdict::Conflict, "CONFLICT")
+    } else {
+        compare(tx, callback).await?
     };
     sqlx::query("update workflows.callbacks set verdict = $2 where id = $1")
         .bind(id)
@@ -553,6 +552,48 @@ async fn judge(tx: &mut PgConnection, id: Uuid, callback: &Callback) -> sqlx::Re
         .await?;
     }
     Ok(verdict)
+}
+
+/// A callback beside what is known of its payment, which stays locked.
+async fn compare(tx: &mut PgConnection, callback: &Callback) -> sqlx::Result<(Verdict, &'static str)> {
+    let row = sqlx::query(
+        "select transaction_id, amount::text as amount, currency, word, outcome, bank_reference
+         from workflows.top_ups where token = $1 for update",
+    )
+    .bind(&callback.token)
+    .fetch_optional(tx)
+    .await?;
+    let Some(row) = row else {
+        let reference = &callback.bank_reference;
+        tracing::warn!(bank.reference = reference, "a callback for a payment that is not known is quarantined");
+        return Ok((Verdict::Quarantined, "QUARANTINED"));
+    };
+    if money(&row)? != callback.money {
+        alert(callback, "mismatch", "a callback speaks of other money than was asked for");
+        return Ok((Verdict::Mismatch, "MISMATCH"));
+    }
+    let known = match outcome(&row)? {
+        Some(TransactionStatus::Success) => Some(Word::Success),
+        Some(TransactionStatus::Failed) => Some(Word::Failure),
+        Some(_) => Some(Word::Cancelled),
+        None => word(&row)?,
+    };
+    let reference: Option<String> = row.try_get("bank_reference")?;
+    Ok(match known {
+        None => {
+            let transaction = TransactionId::from_uuid(row.try_get("transaction_id")?);
+            (Verdict::Accepted(transaction), "ACCEPTED")
+        }
+        Some(known) if known != callback.word => {
+            alert(callback, "contrary", &format!("a callback contradicts what is known: {}", known.name()));
+            (Verdict::Contrary, "CONTRARY")
+        }
+        Some(_) if reference.is_some_and(|reference| reference != callback.bank_reference) => {
+            alert(callback, "second", "a payment was decided again, under another reference");
+            (Verdict::Second, "SECOND")
+        }
+        Some(_) => (Verdict::Known, "ACCEPTED"),
+    })
 }
 
 /// Somebody must look: money may be where it should not be. Once for each different callback.
@@ -784,8 +825,10 @@ impl TopUps {
              update workflows.top_ups
              set state = $4, failures = $6, word = $7, bank_reference = $8, command_try = $9, outcome = $10, alert = $11,
                  attempt_id = null,
+                 unfrozen = unfrozen and command_try = $9, -- a refusal, which counts the try up, has used it
                  due_at = case
                      when $4 = 'ENDED' then null
+                     when unfrozen and command_try < $9 then now()
                      when $4 in ('REQUESTED', 'UNSURE', 'WAITING') and now() < expire_at
                          then least(now() + $5 * interval '1 millisecond', expire_at)
                      else now() + $5 * interval '1 millisecond'

@@ -10,7 +10,7 @@ use local_stack::Stack;
 use serde_json::json;
 use tokio::time::timeout;
 
-use system::{Parts, System, eventually};
+use system::{Parts, System, TopUp, eventually};
 
 #[tokio::test]
 async fn a_payment_that_the_payer_approves_becomes_one_balanced_event() {
@@ -65,7 +65,7 @@ async fn a_callback_that_is_lost_is_made_up_for_by_asking() {
 
 #[tokio::test]
 async fn a_payment_that_nobody_decides_is_cancelled_at_the_bank_and_expires() {
-    let system = System::start_with(Parts { expire_after: Duration::from_secs(1), ..Parts::default() }).await;
+    let system = System::start_with(Parts { expire_after: OFFERED_BY_THEN, ..Parts::default() }).await;
     let top_up = system.top_up("10.50").await;
     assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionExpired"]);
     assert_eq!(system.at_the_bank(&top_up).await["status"], "cancelled");
@@ -158,6 +158,65 @@ async fn a_callback_about_other_money_is_kept_and_moves_nothing() {
     assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
 }
 
+/// What a callback was answered: its status in the body, or the problem's slug.
+async fn said(system: &System, top_up: &TopUp, change: serde_json::Value) -> (u16, String) {
+    let answer = system.callback(top_up, change).await;
+    (answer.status, if answer.status < 300 { answer.text("/status") } else { answer.slug() })
+}
+
+#[tokio::test]
+async fn a_mistaken_amount_is_corrected_under_the_same_reference_which_then_stands_for_that_payment_alone() {
+    let system = System::start().await;
+    let (top_up, other) = (system.top_up("10.50").await, system.top_up("10.50").await);
+    let mistaken = json!({ "bankReference": "B1", "amount": "105.00" });
+    for _ in 0..2 {
+        assert_eq!(said(&system, &top_up, mistaken.clone()).await, (422, "callback-mismatch".to_owned()));
+    }
+    for _ in 0..2 {
+        assert_eq!(said(&system, &top_up, json!({ "bankReference": "B1" })).await, (200, "accepted".to_owned()));
+    }
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.events(&top_up).await[1]["TransactionSettled"]["providerReference"], "B1");
+
+    let conflict = (409, "callback-conflict".to_owned());
+    assert_eq!(said(&system, &top_up, mistaken).await, (422, "callback-mismatch".to_owned()), "as it was told before");
+    assert_eq!(said(&system, &top_up, json!({ "bankReference": "B1", "amount": "9.00" })).await, conflict);
+    assert_eq!(said(&system, &other, json!({ "bankReference": "B1" })).await, conflict);
+    assert_eq!(system.verdicts(&top_up).await, ["MISMATCH", "ACCEPTED", "CONFLICT"]);
+    assert_eq!(system.types(&other).await, ["TransactionRequested"]);
+    assert_eq!(said(&system, &other, json!({ "bankReference": "B2" })).await, (200, "accepted".to_owned()));
+    assert_eq!(system.ended(&other).await, ["TransactionRequested", "TransactionSettled"]);
+}
+
+#[tokio::test]
+async fn a_mistaken_amount_that_came_before_its_payment_was_known_can_be_corrected_too() {
+    let mut system = System::start().await;
+    system.stop_workflows().await; // the log is not followed now
+    let top_up = system.top_up("10.50").await;
+    let mistaken = json!({ "bankReference": "B1", "amount": "105.00" });
+    assert_eq!(said(&system, &top_up, mistaken).await, (202, "quarantined".to_owned()));
+    let correct = json!({ "bankReference": "B1" });
+    assert_eq!(said(&system, &top_up, correct.clone()).await, (409, "callback-conflict".to_owned()));
+
+    system.start_workflows();
+    let judged = |verdicts: &Vec<String>| *verdicts == ["MISMATCH", "CONFLICT"];
+    eventually("the quarantined one is judged", || system.verdicts(&top_up), judged).await;
+    assert_eq!(said(&system, &top_up, correct).await, (200, "accepted".to_owned()));
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    assert_eq!(system.verdicts(&top_up).await, ["MISMATCH", "ACCEPTED"]);
+}
+
+#[tokio::test]
+async fn a_reference_that_the_bank_gave_when_it_was_asked_settles_no_other_payment() {
+    let system = System::start_with(Parts { ask_after: Duration::from_millis(300), ..Parts::default() }).await;
+    let (asked, other) = (system.top_up("10.50").await, system.top_up("10.50").await);
+    system.simulate(&asked, json!({ "outcome": "success", "callback": { "drop": true } })).await;
+    assert_eq!(system.ended(&asked).await, ["TransactionRequested", "TransactionSettled"]);
+    let reused = json!({ "bankReference": system.reference(&asked).await });
+    assert_eq!(said(&system, &other, reused).await, (409, "callback-conflict".to_owned()));
+    assert_eq!((system.verdicts(&other).await, system.types(&other).await.len()), (vec!["CONFLICT".to_owned()], 1));
+}
+
 #[tokio::test]
 async fn the_bank_cannot_take_its_word_back_nor_use_a_reference_twice() {
     let system = System::start().await;
@@ -242,6 +301,51 @@ async fn money_that_arrives_for_a_frozen_wallet_waits_and_is_booked_once_the_wal
     assert_eq!(row.alert, None);
 }
 
+/// By then the bank was offered the payment, on a busy machine too: one that it was never offered expires without its knowing.
+const OFFERED_BY_THEN: Duration = Duration::from_secs(5);
+
+/// A pause that no test lives to see the end of: what happens, happens for another reason.
+const TOO_LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn unfreezing_a_wallet_books_what_waited_for_it_at_once() {
+    let system = System::start_with(Parts { blocked_after: TOO_LONG, ..Parts::default() }).await;
+    let both = [system.top_up("10.50").await, system.top_up("20.00").await];
+    system.wallet_command("freeze").await;
+    for top_up in &both {
+        assert_eq!(system.callback(top_up, json!({})).await.status, 200);
+        system.row_where(top_up, "blocked", |row| row.state == "BLOCKED").await;
+        assert_eq!(system.types(top_up).await, ["TransactionRequested"]);
+    }
+
+    system.wallet_command("unfreeze").await;
+    for top_up in &both {
+        assert_eq!(system.ended(top_up).await, ["TransactionRequested", "TransactionSettled"]);
+        let row = system.row_where(top_up, "ended by the log", |row| row.ended_position.is_some()).await;
+        assert_eq!((row.outcome.as_deref(), row.command_try, row.alert), (Some("SUCCESS"), 1, None));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_heard_of_only_after_the_wallet_was_unfrozen_is_not_waited_for() {
+    let system = System::start_with(Parts { blocked_after: TOO_LONG, ..Parts::default() }).await;
+    let top_up = system.top_up("10.50").await;
+    system.row_where(&top_up, "waiting", |row| row.state == "WAITING").await;
+    system.wallet_command("freeze").await;
+    system.commands.hang();
+    assert_eq!(system.callback(&top_up, json!({})).await.status, 200);
+    let refused = system.settle_in_their_name(&top_up).await;
+    assert_eq!((refused.status, refused.slug()), (409, "wallet-frozen".to_owned()));
+    system.wallet_command("unfreeze").await;
+    let row = system.row_where(&top_up, "marked", |row| row.unfrozen).await;
+    assert_eq!((row.state.as_str(), row.command_try), ("DECIDED", 0), "the refusal is not known yet");
+
+    system.commands.resume(); // the same key again brings the refusal of the time when the wallet was frozen
+    assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
+    let row = system.row_where(&top_up, "ended by the log", |row| row.ended_position.is_some()).await;
+    assert_eq!((row.outcome.as_deref(), row.command_try), (Some("SUCCESS"), 1));
+}
+
 #[tokio::test]
 async fn a_bank_that_does_not_answer_fails_nothing_and_is_asked_until_it_does() {
     let system = System::start_with(Parts { bank_hangs: true, ..Parts::default() }).await;
@@ -258,7 +362,7 @@ async fn a_bank_that_does_not_answer_fails_nothing_and_is_asked_until_it_does() 
 
 #[tokio::test]
 async fn a_top_up_stays_pending_past_its_time_while_the_bank_cannot_be_asked() {
-    let parts = Parts { bank_hangs: true, expire_after: Duration::from_millis(500), ..Parts::default() };
+    let parts = Parts { bank_hangs: true, expire_after: OFFERED_BY_THEN, ..Parts::default() };
     let system = System::start_with(parts).await;
     let top_up = system.top_up("10.50").await;
     let cancels = async || system.steps(&top_up).await.iter().filter(|step| *step == "cancel").count();

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api_contract::{Access, NewClient, Scopes, Seal, Secret};
-use event_feed::{FeedSettings, Log, relay};
+use event_feed::{FeedSettings, Log, RecordedEvent, relay};
 use hmac::{Hmac, Mac};
 use ledger_core::ClientId;
 use ledger_engine::Ledger;
@@ -33,6 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Parts {
     pub(crate) ask_after: Duration,
     pub(crate) expire_after: Duration,
+    pub(crate) blocked_after: Duration,
     pub(crate) bank_hangs: bool,
 }
 
@@ -69,6 +70,8 @@ pub(crate) struct Row {
     pub(crate) ended_position: Option<i64>,
     pub(crate) failures: i32,
     pub(crate) command_try: i32,
+    pub(crate) unfrozen: bool,
+    requested_position: i64,
     pub(crate) alert: Option<String>,
     bank_reference: Option<String>,
 }
@@ -81,7 +84,12 @@ pub(crate) struct Answer {
 
 impl Default for Parts {
     fn default() -> Self {
-        Self { ask_after: Duration::from_secs(30), expire_after: Duration::from_secs(900), bank_hangs: false }
+        Self {
+            ask_after: Duration::from_secs(30),
+            expire_after: Duration::from_secs(900),
+            blocked_after: Duration::from_millis(300),
+            bank_hangs: false,
+        }
     }
 }
 
@@ -137,7 +145,7 @@ impl System {
             times: Times {
                 ask_after: parts.ask_after,
                 expire_after: parts.expire_after,
-                blocked_after: Duration::from_millis(300),
+                blocked_after: parts.blocked_after,
                 call_time: Duration::from_secs(2),
             },
         };
@@ -208,6 +216,17 @@ impl System {
         self.command(&self.admin, &path, &json!({})).await.expect(200);
     }
 
+    /// The very command that the workflows issue for an accepted callback, key included: as if its answer had been lost on
+    /// the way to them.
+    pub(crate) async fn settle_in_their_name(&self, top_up: &TopUp) -> Answer {
+        let row = self.row(top_up).await.unwrap();
+        let token = self.token(&self.settings.client_id, &self.settings.client_secret).await;
+        let path = format!("{}/v1/transactions/{}/settle", self.command_url, top_up.id);
+        let body = json!({ "amount": top_up.amount, "currency": "EUR", "bankReference": row.bank_reference });
+        let request = self.http.post(path).bearer_auth(token).json(&body);
+        answer(request.header("idempotency-key", format!("topup:{}:settle:0", row.requested_position))).await
+    }
+
     /// The payer decides; with `callback` the bank misbehaves.
     pub(crate) async fn simulate(&self, top_up: &TopUp, wish: Value) {
         let mut body = wish;
@@ -237,14 +256,19 @@ impl System {
 
     /// The payloads of the transaction's stream.
     pub(crate) async fn events(&self, top_up: &TopUp) -> Vec<Value> {
-        let stream = self.log.stream("transaction", &top_up.id, i64::MAX).await.unwrap();
+        let stream = self.stream(top_up).await;
         stream.iter().map(|event| serde_json::from_str(&event.payload).unwrap()).collect()
     }
 
     /// The types of its stream's events.
     pub(crate) async fn types(&self, top_up: &TopUp) -> Vec<String> {
-        let stream = self.log.stream("transaction", &top_up.id, i64::MAX).await.unwrap();
-        stream.into_iter().map(|event| event.event_type).collect()
+        self.stream(top_up).await.into_iter().map(|event| event.event_type).collect()
+    }
+
+    /// Read again after an error: a pool may hand out a connection that a crash of Postgres has just broken.
+    async fn stream(&self, top_up: &TopUp) -> Vec<RecordedEvent> {
+        let read = || self.log.stream("transaction", &top_up.id, i64::MAX);
+        eventually("the stream is read", read, Result::is_ok).await.unwrap()
     }
 
     /// The same, once it has ended. Nothing can follow then: the ledger ends a transaction once.
@@ -264,7 +288,7 @@ impl System {
 
     pub(crate) async fn row(&self, top_up: &TopUp) -> Option<Row> {
         sqlx::query_as(
-            "select state, outcome, ended_position, failures, command_try, alert, bank_reference
+            "select state, outcome, ended_position, failures, command_try, unfrozen, requested_position, alert, bank_reference
              from workflows.top_ups where token = $1",
         )
         .bind(&top_up.token)
