@@ -56,7 +56,7 @@ impl Service {
         self.get("/v1/head", pair, "").await
     }
 
-    async fn log_out(&self, pair: &TokenPair) -> Answer {
+    pub(crate) async fn log_out(&self, pair: &TokenPair) -> Answer {
         let headers = format!("authorization: Bearer {}\r\n", pair.access_token.reveal());
         self.server.post_to("/v1/auth/logout", &headers, "").await
     }

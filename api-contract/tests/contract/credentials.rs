@@ -348,6 +348,9 @@ async fn a_partner_over_its_limit_waits_everywhere_and_nobody_else_does() {
         let answer = service.me(&theirs).await;
         assert_eq!((answer.status, answer.header("ratelimit")), (200, None));
     }
+    let copied = again(&one.access, &partner).await;
+    one.me(&copied).await.is_problem(429, "rate-limited");
+    assert_eq!(one.log_out(&copied).await.status, 204, "nobody can be kept from leaving");
     let admin = log_in(&one.access, &new_client(None, Scopes::ADMIN)).await;
 
     desk(&database).await.limit_rate(None, Some("1000/s".parse().unwrap())).await.unwrap();
