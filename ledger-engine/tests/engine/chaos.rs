@@ -151,7 +151,9 @@ impl Chaos {
                 self.asked.lock().unwrap().insert(id, (caller.clone(), action.clone()));
                 let command = Command { id, key, caller: caller.clone(), action, metadata: "{}".into() };
                 let task = {
-                    let node = self.nodes[random.below(ENGINES)].lock().unwrap();
+                    // By turns one engine has the log to itself and decides ahead, and all want it.
+                    let alone = until.saturating_duration_since(Instant::now()).as_secs().is_multiple_of(2);
+                    let node = self.nodes[if alone { 0 } else { random.below(ENGINES) }].lock().unwrap();
                     let ledger = node.ledger.clone();
                     node.runtime.as_ref().map(|runtime| runtime.spawn(async move { ledger.execute(command).await }))
                 };
@@ -188,6 +190,7 @@ impl Chaos {
                     }
                 };
                 *told.errors.entry(error).or_default() += 1;
+                sleep(Duration::from_millis(5)).await;
                 if key.is_none() {
                     settled = true;
                     break; // without a key nobody repeats
