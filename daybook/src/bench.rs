@@ -87,41 +87,11 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(200));
-    let say = |what: &str| bar.set_message(what.to_owned());
-    let wanted = |name| options.name.is_none_or(|wanted| wanted == name);
-    let seconds = options.seconds.unwrap_or(SECONDS).max(1);
-    let parts: &[Parts] = match options.parts {
-        None => &[Parts::EngineAlone, Parts::EverythingOn],
-        Some(Beside::Nothing) => &[Parts::EngineAlone],
-        Some(Beside::Everything) => &[Parts::EverythingOn],
-    };
-
     let load_before = machine::load_average();
-    let mut figures: Vec<Figure> = Vec::new();
-    let mut yardstick = None;
-    if wanted(Name::Yardstick) {
-        let (measured, best) = yardstick::run(seconds, say).await?;
-        figures.extend(measured);
-        yardstick = best;
-    }
-    if wanted(Name::Engine) {
-        figures.extend(engine::run(seconds, options.wallets, options.seed, say).await?);
-    }
-    if wanted(Name::OldKeys) {
-        figures.extend(old_keys::run(seconds, options.wallets, options.seed, say).await?);
-    }
-    if wanted(Name::Http) {
-        for parts in parts {
-            figures.extend(http::run(*parts, seconds, options.wallets, options.seed, say).await?);
-        }
-    }
-    if wanted(Name::Overload) {
-        let seconds = options.seconds.unwrap_or(OVERLOAD_SECONDS).max(1);
-        for parts in parts {
-            figures.extend(overload::run(*parts, seconds, options.wallets, options.seed, say).await?);
-        }
-    }
+    let mut measured = Measured::default();
+    let outcome = measured.run_all(options, |what: &str| bar.set_message(what.to_owned())).await;
     bar.finish_and_clear();
+    let Measured { mut figures, yardstick } = measured;
     for figure in figures.iter_mut().filter(|figure| figure.workload != "yardstick") {
         figure.ratio = yardstick.map(|best| ratio(figure.per_second, best));
     }
@@ -142,5 +112,48 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
         println!("{machine}; load average before: {load_before}; seed {}, {} wallets", options.seed, options.wallets);
         print!("{}", table(&figures));
     }
-    Ok(ExitCode::SUCCESS)
+    outcome.map(|()| ExitCode::SUCCESS) // what was measured before a failure has been printed all the same
+}
+
+#[derive(Default)]
+struct Measured {
+    figures: Vec<Figure>,
+    /// Transactions a second.
+    yardstick: Option<f64>,
+}
+
+impl Measured {
+    async fn run_all(&mut self, options: &Options, say: impl Fn(&str) + Copy) -> anyhow::Result<()> {
+        let Options { wallets, seed, .. } = *options;
+        let wanted = |name| options.name.is_none_or(|wanted| wanted == name);
+        let seconds = options.seconds.unwrap_or(SECONDS).max(1);
+        let parts: &[Parts] = match options.parts {
+            None => &[Parts::EngineAlone, Parts::EverythingOn],
+            Some(Beside::Nothing) => &[Parts::EngineAlone],
+            Some(Beside::Everything) => &[Parts::EverythingOn],
+        };
+        if wanted(Name::Yardstick) {
+            let (figures, best) = yardstick::run(seconds, say).await?;
+            self.figures.extend(figures);
+            self.yardstick = best;
+        }
+        if wanted(Name::Engine) {
+            self.figures.extend(engine::run(seconds, wallets, seed, say).await?);
+        }
+        if wanted(Name::OldKeys) {
+            self.figures.extend(old_keys::run(seconds, wallets, seed, say).await?);
+        }
+        if wanted(Name::Http) {
+            for parts in parts {
+                self.figures.extend(http::run(*parts, seconds, wallets, seed, say).await?);
+            }
+        }
+        if wanted(Name::Overload) {
+            let seconds = options.seconds.unwrap_or(OVERLOAD_SECONDS).max(1);
+            for parts in parts {
+                self.figures.extend(overload::run(*parts, seconds, wallets, seed, say).await?);
+            }
+        }
+        Ok(())
+    }
 }

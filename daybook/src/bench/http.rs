@@ -12,8 +12,8 @@ use super::machine::Meter;
 use super::random::Random;
 use super::server::Server;
 
-/// Transfers in a request, and connections. A batch is work for a while, so few connections are enough.
-const SHAPES: [(usize, usize); 4] = [(1, 64), (1, 256), (100, 16), (1000, 8)];
+/// Transfers in a request, and connections: not more at a time than the engine takes on whatever the disk does.
+const SHAPES: [(usize, usize); 4] = [(1, 64), (1, 256), (100, 16), (1000, 3)];
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(2);
