@@ -124,7 +124,7 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
     tasks.spawn("relay", relay::run(log, services.feed.clone(), shutdown.clone()));
     tasks.spawn("bank", bank(bank_listener, &installation, &options.data_dir, shutdown));
     let router = services.start(options, &installation, &ledger, &access, &mut tasks, shutdown).await?;
-    let limits = Limits { drain_time: Duration::from_secs(5), ..Limits::default() };
+    let limits = Limits { always: command_api::ALWAYS, drain_time: Duration::from_secs(5), ..Limits::default() };
     let server = runtime::http::serve(listener, router, limits, shutdown.clone());
     tasks.spawn("http", async move { Ok(server.await?) });
 
@@ -223,9 +223,11 @@ impl Services<'_> {
 
         let limit = Duration::from_secs(1);
         let (making, working) = (dispatcher.obstacle().clone(), workflows.obstacle().clone());
-        let health = Health::new()
-            .check("webhooks-log", limit, move || std::future::ready(making.check()))
-            .check("workflows-log", limit, move || std::future::ready(working.check()));
+        let health = Health::new().check("webhooks-log", limit, move || std::future::ready(making.check())).check(
+            "workflows-log",
+            limit,
+            move || std::future::ready(working.check()),
+        );
         let mut document = command_api::openapi();
         for more in [projector::openapi(), webhook_dispatcher::openapi(), workflows::openapi()] {
             document.merge(more);

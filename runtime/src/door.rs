@@ -18,6 +18,7 @@ use crate::http::Limits;
 /// One for all connections of a server.
 pub(crate) struct Door {
     places: usize,
+    always: &'static [&'static str],
     taken: AtomicUsize,
     /// Since it was last said in the log, and when that was, in milliseconds since `begun`.
     refused: AtomicU64,
@@ -53,6 +54,7 @@ impl Door {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             places: limits.requests,
+            always: limits.always,
             taken: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             said_at: AtomicU64::new(0),
@@ -66,8 +68,9 @@ impl Door {
     }
 
     /// Nobody, if there is no place for such a request. What enters meanwhile is bounded by the number of connections.
-    pub(crate) fn admit(self: &Arc<Self>, method: &Method) -> Option<Option<Guest>> {
-        if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+    pub(crate) fn admit(self: &Arc<Self>, method: &Method, path: &str) -> Option<Option<Guest>> {
+        let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if reads || self.always.iter().any(|always| path.starts_with(always)) {
             return Some(None);
         }
         if self.places <= self.taken.load(Ordering::Relaxed) {

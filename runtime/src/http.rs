@@ -55,6 +55,8 @@ pub struct Limits {
     pub connections: usize,
     /// Requests at work, reads not counted; one more is answered 503. Less than there are connections, or it is never felt.
     pub requests: usize,
+    /// Beginnings of paths that are never refused so: what must get through while all places are taken.
+    pub always: &'static [&'static str],
     /// Such refusals that are told at once; more of them wait for their turn, so that clients who come again at once cannot
     /// have the server do nothing but refuse.
     pub refusals_per_second: u32,
@@ -85,6 +87,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             requests: 256,
+            always: &[],
             refusals_per_second: 2_000,
             refusal_wait: Duration::from_millis(100),
             header_time: Duration::from_secs(10),
@@ -281,7 +284,7 @@ async fn answer(
     let Call { peer, countable, limits, door, conversation, shutdown } = call;
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
-    let guest = if countable { door.admit(&parts.method) } else { Some(None) };
+    let guest = if countable { door.admit(&parts.method, parts.uri.path()) } else { Some(None) };
     let Some(guest) = guest else {
         let body = RequestBody::new(incoming, &limits, Fault::default(), conversation.clone(), None);
         return Ok(overloaded(&parts, body, door.pause(), begun)

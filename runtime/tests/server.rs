@@ -404,8 +404,12 @@ async fn a_request_beyond_the_places_is_refused_before_any_handler_and_its_conne
         released.notified().await;
         "done"
     };
-    let router = Router::new().route("/", routing::get(async || "read")).route("/work", routing::post(handler));
-    let server = Server::start_with(router, Limits { requests: 1, ..Limits::default() }).await;
+    let router = Router::new()
+        .route("/", routing::get(async || "read"))
+        .route("/work", routing::post(handler))
+        .route("/urgent/stop", routing::post(async || "stopped"));
+    let limits = Limits { requests: 1, always: &["/urgent/"], ..Limits::default() };
+    let server = Server::start_with(router, limits).await;
     let (mut first, mut second) = (server.connect().await, server.connect().await);
     first.write_all(post("/work", "12345").as_bytes()).await.unwrap();
     entered.notified().await;
@@ -419,6 +423,8 @@ async fn a_request_beyond_the_places_is_refused_before_any_handler_and_its_conne
     }
     second.write_all(get("/").as_bytes()).await.unwrap();
     assert_eq!(read_one(&mut second).await.body, "read", "whoever reads passes freely");
+    second.write_all(post("/urgent/stop", "").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut second).await.body, "stopped", "and what must always get through");
     // A body that nobody would like to read to its end ends the connection.
     let huge = server.exchange("POST /work HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n12345").await;
     huge.is_problem(503, "/problems/overloaded");

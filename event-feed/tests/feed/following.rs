@@ -83,6 +83,7 @@ async fn of_two_relays_each_commit_is_published_by_one() {
 async fn a_bus_that_is_wiped_in_the_middle_loses_nothing() {
     let mut ledger = Ledger::open().await;
     let relay = ledger.relay().await;
+    ledger.stream_where("a stream that begins at the beginning", |_| true).await;
     let postgres = Proxy::before(&ledger.url).await;
     let log = Log::new(event_store::connect(&postgres.url(&ledger.url), "daybook_reader", 1).await.unwrap());
     let mut follower = Follower::start(log, ledger.settings.clone(), 0).await;
