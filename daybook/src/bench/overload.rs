@@ -34,7 +34,7 @@ const CAPACITY_TIME: Duration = Duration::from_secs(10);
 const LIGHT_TIME: Duration = Duration::from_secs(10);
 
 /// For the answer to "is it normal again": short enough to see a few seconds, long enough to hold some answers.
-const WINDOW: Duration = Duration::from_millis(250);
+const WINDOW: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(
     parts: Parts,
@@ -151,21 +151,21 @@ fn refusals(tally: &Tally) -> String {
 /// A light load, cut into windows by when a request was due.
 struct Windows {
     all: Latencies,
-    /// The worst latency of each, and whether all was granted.
-    windows: Vec<(Duration, bool)>,
+    /// The latencies of each, and whether all was granted.
+    windows: Vec<(Latencies, bool)>,
 }
 
 impl Windows {
     fn watch(server: &Server, pace: Pace, name: &str, seed: u64) -> anyhow::Result<Self> {
-        let mut windows: Vec<(Duration, bool)> = Vec::new();
+        let mut windows: Vec<(Latencies, bool)> = Vec::new();
         let seen = |answer: &Answer<'_>| {
             let due = answer.at.saturating_sub(answer.took);
             let at = usize::try_from(due.as_millis() / WINDOW.as_millis()).expect("a few seconds");
             if windows.len() <= at {
-                windows.resize(at + 1, (Duration::ZERO, true));
+                windows.resize(at + 1, (Latencies::new(), true));
             }
-            let (worst, granted) = &mut windows[at];
-            *worst = answer.took.max(*worst);
+            let (latencies, granted) = &mut windows[at];
+            latencies.record(answer.took);
             *granted &= answer.status == Some(201);
         };
         let load =
@@ -174,12 +174,11 @@ impl Windows {
         Ok(Self { all: tally.accepted, windows })
     }
 
-    /// The end of the last window in which anything was refused, or slower than anything before the overload was:
-    /// twice the slowest, and 50 ms where that is less, for a machine that others use too.
+    /// The end of the last window in which anything was refused, or in which more than one in ten was slower than all
+    /// but one in a hundred were before: twice as slow, and 50 ms where that is less, for others use the machine too.
     fn normal_after(&self, before: &Self) -> Option<Duration> {
-        let worst = before.windows.iter().map(|(worst, _)| *worst).max().unwrap_or_default();
-        let bound = (worst * 2).max(Duration::from_millis(50));
-        let normal = |(worst, granted): &(Duration, bool)| *granted && *worst <= bound;
+        let bound = (before.all.at(0.99) * 2).max(Duration::from_millis(50));
+        let normal = |(latencies, granted): &(Latencies, bool)| *granted && latencies.at(0.9) <= bound;
         let bad = self.windows.iter().rposition(|window| !normal(window)).map_or(0, |at| at + 1);
         (bad < self.windows.len()).then(|| WINDOW * u32::try_from(bad).unwrap_or(u32::MAX))
     }
