@@ -124,6 +124,7 @@ pub(crate) async fn list(
         before.map(|sequence| sequence.parse()).transpose().map_err(|_| Problem::of("cursor-invalid"))?;
     // Two statements, each along an index of its own: a rare status is found without reading all that have another.
     let with_status = if status.is_some() { "status = $3" } else { "$3::text is null" };
+    let mut moment = one_moment(&dispatcher).await?;
     let rows = sqlx::query(&format!(
         "select c.position, d.* from webhooks.checkpoint c
          join webhooks.endpoints e on e.id = $1 and e.deleted_at is null and ($2::uuid is null or e.partner_id = $2)
@@ -138,13 +139,13 @@ pub(crate) async fn list(
     .bind(status)
     .bind(before)
     .bind(i64::try_from(limit + 1).expect("a page is short"))
-    .fetch_all(dispatcher.pool())
+    .fetch_all(&mut *moment)
     .await?;
     if rows.is_empty() {
         return Err(endpoints::not_found());
     }
     let (position, mut deliveries) = endpoints::page(&rows, read)?;
-    attach_attempts(&dispatcher, &mut deliveries, false).await?;
+    attach_attempts(&mut moment, &mut deliveries, false).await?;
     let page = Page::new(deliveries, limit, |last| {
         dispatcher.cursors.seal(ROUTE, partner, &filters, &last.sequence.to_string())
     });
@@ -238,6 +239,7 @@ async fn find(
     id: DeliveryId,
     partner: Option<PartnerId>,
 ) -> Result<(Position, DeliveryBody), Problem> {
+    let mut moment = one_moment(dispatcher).await?;
     let row = sqlx::query(
         "select c.position, d.* from webhooks.deliveries d join webhooks.endpoints e on e.id = d.endpoint_id,
              webhooks.checkpoint c
@@ -245,11 +247,11 @@ async fn find(
     )
     .bind(id.uuid())
     .bind(partner.map(PartnerId::uuid))
-    .fetch_optional(dispatcher.pool())
+    .fetch_optional(&mut *moment)
     .await?
     .ok_or_else(not_found)?;
     let mut body = read(&row)?;
-    attach_attempts(dispatcher, std::slice::from_mut(&mut body), true).await?;
+    attach_attempts(&mut moment, std::slice::from_mut(&mut body), true).await?;
     Ok((Position(row.try_get("position")?), body))
 }
 
@@ -271,9 +273,14 @@ fn read(row: &PgRow) -> Result<DeliveryBody, Problem> {
     })
 }
 
+/// Deliveries and their attempts as they were at one moment: an outcome and the status that followed from it are seen together.
+async fn one_moment(dispatcher: &Dispatcher) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, Problem> {
+    Ok(dispatcher.pool().begin_with("begin isolation level repeatable read, read only").await?)
+}
+
 /// Reads the attempts of some deliveries in one statement.
 async fn attach_attempts(
-    dispatcher: &Dispatcher,
+    connection: &mut sqlx::PgConnection,
     deliveries: &mut [DeliveryBody],
     with_answers: bool,
 ) -> Result<(), Problem> {
@@ -293,7 +300,7 @@ async fn attach_attempts(
     .bind(UNKNOWN)
     .bind(IN_FLIGHT)
     .bind(ATTEMPTS_MAX)
-    .fetch_all(dispatcher.pool())
+    .fetch_all(connection)
     .await?;
     let mut attempts: HashMap<Uuid, Vec<AttemptBody>> = HashMap::new();
     for row in &rows {
