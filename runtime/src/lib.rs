@@ -10,9 +10,11 @@ pub mod http;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;
 
 mod body;
 mod door;
 mod metrics;
+mod otlp;
 mod refusal;
 mod socket;

@@ -18,7 +18,7 @@ use axum::response::Response;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::metrics;
+use crate::{metrics, trace};
 
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -29,17 +29,20 @@ const LENGTH_MAX: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(Arc<str>);
 
-/// The W3C trace context that the client sent, when it is well formed; to be stored with events and sent on.
+/// The W3C trace context that what follows from this request belongs to; to be stored with events and sent on. The
+/// request's own span, if it is sampled here; else what the client sent, if that is well formed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traceparent(pub Option<String>);
 
-/// Names the request, logs it once it is answered, and sets `X-Request-ID` on the answer.
+/// Names the request, logs and traces it, and sets `X-Request-ID` and `traceparent` on the answer.
 pub async fn track(mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = RequestId::of(request.extensions().get(), request.headers());
-    let traceparent = Traceparent::of(request.headers());
+    let sent = Traceparent::of(request.headers());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
+    let served = trace::serve(&method, path.as_ref().map(MatchedPath::as_str), sent.0.as_deref(), &id);
+    let traceparent = served.as_ref().map_or(sent, |served| Traceparent(Some(served.traceparent())));
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(traceparent.clone());
 
@@ -49,6 +52,9 @@ pub async fn track(mut request: Request, next: Next) -> Response {
     response.headers_mut().insert(HEADER, id.header());
     if let Some(value) = traceparent.0.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
         response.headers_mut().insert(TRACEPARENT, value);
+    }
+    if let Some(served) = served {
+        served.answered(response.status());
     }
     let path = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     log(method.as_str(), path, response.status(), begun, &id);
@@ -98,7 +104,7 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 
 impl Traceparent {
     fn of(headers: &HeaderMap) -> Self {
-        Self(single(headers, &TRACEPARENT).filter(|value| is_traceparent(value)).map(str::to_owned))
+        Self(single(headers, &TRACEPARENT).and_then(trace::parse).map(|context| trace::text(&context)))
     }
 }
 
@@ -106,7 +112,7 @@ impl<S: Sync> FromRequestParts<S> for Traceparent {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(Self::of(&parts.headers))
+        Ok(parts.extensions.get().cloned().unwrap_or_else(|| Self::of(&parts.headers)))
     }
 }
 
@@ -123,15 +129,4 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     values.next().is_none().then(|| value.to_str().ok()).flatten()
-}
-
-/// Version 00 of <https://www.w3.org/TR/trace-context/>: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
-fn is_traceparent(value: &str) -> bool {
-    let parts: Vec<&str> = value.split('-').collect();
-    let [version, trace, parent, flags] = parts[..] else { return false };
-    let hex = |part: &str, length: usize| {
-        part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    };
-    let set = |part: &str| part.bytes().any(|byte| byte != b'0');
-    version == "00" && hex(trace, 32) && set(trace) && hex(parent, 16) && set(parent) && hex(flags, 2)
 }

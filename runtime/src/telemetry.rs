@@ -1,4 +1,4 @@
-//! Structured logs on stderr.
+//! Structured logs on stderr, and the beginning and end of traces (`otlp.rs`).
 //!
 //! People get lines to read, machines get JSON with the service's name in each line. A full pipe
 //! must not stop a service: a reader of our stderr that stalls would otherwise stall every task that
@@ -15,8 +15,11 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::otlp;
+
 /// Sets logs up for this process; later calls change nothing. `RUST_LOG` says what is logged (default `info`),
-/// `DAYBOOK_LOG_FORMAT=json` asks for JSON on a terminal too. Panics are logged like any other error.
+/// `DAYBOOK_LOG_FORMAT=json` asks for JSON on a terminal too. Panics are logged like any other error. Traces are on if
+/// `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 pub fn init(service: &str) {
     if QUEUE.get().is_some() {
         return;
@@ -46,10 +49,12 @@ pub fn init(service: &str) {
     if installed.is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
+    otlp::start(service);
 }
 
-/// Waits until what was logged is written, at most for a second. The last thing a `main` does.
+/// Waits until spans are sent and what was logged is written, at most for a second each. The last thing a `main` does.
 pub fn flush() {
+    otlp::stop();
     let Some(queue) = QUEUE.get() else { return };
     let (written, wait) = mpsc::sync_channel(1);
     if queue.try_send(Entry::Flush(written)).is_ok() {

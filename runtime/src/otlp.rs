@@ -1,0 +1,320 @@
+//! The way of spans to a collector: OTLP over HTTP, in batches, from a thread of its own.
+//!
+//! Asked for by the environment variables that OpenTelemetry has for it, so that one set of them serves all programs of
+//! an installation; `docs/tracing.md` lists those that count here.
+//!
+//! # What it must not do
+//! Slow anything down. A span that ends goes into a bounded queue or is dropped and counted; the thread that empties the
+//! queue shares nothing with the service but that. A collector that is slow, absent or wrong costs spans, one warning a
+//! minute, and at the end of the process [`STOPPING`].
+
+use std::env;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::{Key, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanProcessor,
+};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::trace;
+
+/// Of the traces that begin here, unless `OTEL_TRACES_SAMPLER` or its argument says otherwise.
+const RATIO: f64 = 0.01;
+
+/// At the end of the process, for what is still queued.
+const STOPPING: Duration = Duration::from_secs(1);
+
+/// Between two warnings that spans do not arrive.
+const WARNING: Duration = Duration::from_secs(60);
+
+/// Spans that wait; one more is dropped.
+const QUEUE: usize = 2_048;
+
+/// For one call, unless the environment says otherwise.
+const CALL: Duration = Duration::from_secs(10);
+
+/// No collector has that much to say.
+const ANSWER_MAX: usize = 64 * 1024;
+
+static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
+
+/// Turns traces on if the environment names a collector. What it says wrongly is warned about and never a reason not to
+/// start.
+pub(crate) fn start(service: &str) {
+    let endpoint = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let disabled = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let elsewhere = set("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp");
+    if endpoint.is_none() || disabled || elsewhere || PROVIDER.get().is_some() {
+        return;
+    }
+    let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    if let Some(protocol) = protocol.filter(|protocol| protocol != "http/protobuf") {
+        tracing::warn!(protocol, "no traces: the one protocol spoken here is http/protobuf");
+        return;
+    }
+    let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+    let exporter = match exporter.with_http_client(Collector::new()).build() {
+        Ok(exporter) => exporter,
+        Err(error) => {
+            tracing::warn!(%error, "no traces: the collector's settings cannot be used");
+            return;
+        }
+    };
+    let tally = Arc::new(Tally::new());
+    let config = BatchConfigBuilder::default().with_max_queue_size(tally.queue_max).build();
+    let exporter = Counted { inner: exporter, tally: tally.clone() };
+    let inner = BatchSpanProcessor::builder(exporter).with_batch_config(config).build();
+    let sampler = sampler();
+    tracing::info!(sampler = ?sampler, "traces are exported");
+    let provider = SdkTracerProvider::builder()
+        .with_sampler(sampler)
+        .with_resource(resource(service))
+        .with_span_processor(Gate { inner, tally })
+        .build();
+    let tracer = provider.tracer(service.to_owned());
+    opentelemetry::global::set_tracer_provider(provider.clone()); // for rooms that must not know this one
+    PROVIDER.set(provider).ok();
+    trace::turn_on(tracer);
+}
+
+/// Sends what is queued, within [`STOPPING`]. Spans that end after it are lost.
+pub(crate) fn stop() {
+    if let Some(provider) = PROVIDER.get()
+        && let Err(error) = provider.shutdown_with_timeout(STOPPING)
+    {
+        tracing::debug!(%error, "the last spans did not arrive");
+    }
+}
+
+/// A variable's value; an empty one counts as none, as OpenTelemetry has it.
+fn set(name: &str) -> Option<String> {
+    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let value = set(name)?;
+    let number = value.parse().ok();
+    if number.is_none() {
+        tracing::warn!(name, value, "this is not the number that it should be, and is ignored");
+    }
+    number
+}
+
+fn sampler() -> Sampler {
+    let ratio: Option<f64> = number("OTEL_TRACES_SAMPLER_ARG").filter(|ratio| (0.0..=1.0).contains(ratio));
+    let of_ours = |ratio: Option<f64>| Sampler::TraceIdRatioBased(ratio.unwrap_or(1.0)); // as OpenTelemetry has it
+    let below_parent = |sampler| Sampler::ParentBased(Box::new(sampler));
+    match set("OTEL_TRACES_SAMPLER").as_deref() {
+        None => below_parent(of_ours(ratio.or(Some(RATIO)))),
+        Some("always_on") => Sampler::AlwaysOn,
+        Some("always_off") => Sampler::AlwaysOff,
+        Some("traceidratio") => of_ours(ratio),
+        Some("parentbased_always_on") => below_parent(Sampler::AlwaysOn),
+        Some("parentbased_always_off") => below_parent(Sampler::AlwaysOff),
+        Some("parentbased_traceidratio") => below_parent(of_ours(ratio)),
+        Some(other) => {
+            tracing::warn!(sampler = other, ratio = RATIO, "this sampler is not known here; the default is used");
+            below_parent(of_ours(Some(RATIO)))
+        }
+    }
+}
+
+/// Who we are: by `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES`, else by our own name.
+fn resource(service: &str) -> Resource {
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let found = Resource::builder().build();
+    let name = found.get(&Key::from_static_str("service.name")).map(|name| name.to_string());
+    let named = name.is_some_and(|name| !name.starts_with("unknown_service"));
+    let resource = Resource::builder().with_attribute(version);
+    if named { resource.build() } else { resource.with_service_name(service.to_owned()).build() }
+}
+
+/// What became of spans, for the warning.
+#[derive(Debug)]
+struct Tally {
+    queue_max: usize,
+    queued: AtomicUsize,
+    /// Since the last warning: for want of room in the queue, and because they were not taken.
+    dropped: AtomicU64,
+    failed: AtomicU64,
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self {
+            queue_max: number("OTEL_BSP_MAX_QUEUE_SIZE").filter(|max| *max != 0).unwrap_or(QUEUE),
+            queued: AtomicUsize::new(0),
+            dropped: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            warned: Mutex::new(None),
+        }
+    }
+
+    fn enter(&self) -> bool {
+        let room = |queued: usize| (queued < self.queue_max).then_some(queued + 1);
+        let entered = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok();
+        if !entered {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        entered
+    }
+
+    fn left(&self, spans: usize, exported: &OTelSdkResult) {
+        self.queued.fetch_sub(spans, Ordering::Relaxed);
+        if exported.is_err() {
+            self.failed.fetch_add(u64::try_from(spans).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        let (dropped, failed) = (self.dropped.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        if dropped == 0 && failed == 0 {
+            return;
+        }
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_some_and(|at| at.elapsed() < WARNING) {
+            return;
+        }
+        *warned = Some(Instant::now());
+        self.dropped.fetch_sub(dropped, Ordering::Relaxed);
+        self.failed.fetch_sub(failed, Ordering::Relaxed);
+        let error = exported.as_ref().err().map(ToString::to_string);
+        tracing::warn!(spans.dropped = dropped, spans.failed = failed, error, "spans do not reach the collector");
+    }
+}
+
+/// Lets spans into the queue of the batches, as long as there is room. The queue behind it has the same size and is
+/// never full; it would not say how much it drops.
+#[derive(Debug)]
+struct Gate {
+    inner: BatchSpanProcessor,
+    tally: Arc<Tally>,
+}
+
+impl SpanProcessor for Gate {
+    fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() && self.tally.enter() {
+            self.inner.on_end(span);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+/// Exports, and says what came of it.
+#[derive(Debug)]
+struct Counted {
+    inner: SpanExporter,
+    tally: Arc<Tally>,
+}
+
+impl opentelemetry_sdk::trace::SpanExporter for Counted {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let exported = self.inner.export(batch).await;
+        self.tally.left(spans, &exported);
+        exported
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+/// The collector as the exporting thread calls it: that thread waits, and nobody waits for it. A connection for each
+/// call, since they are seconds apart.
+struct Collector {
+    call: Duration,
+    caller: OnceLock<Option<Caller>>,
+}
+
+struct Caller {
+    runtime: Runtime,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl Collector {
+    fn new() -> Self {
+        let millis = number("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT").or_else(|| number("OTEL_EXPORTER_OTLP_TIMEOUT"));
+        Self { call: millis.map_or(CALL, Duration::from_millis), caller: OnceLock::new() }
+    }
+}
+
+impl Caller {
+    /// Made on the exporting thread: a runtime must not end on another one.
+    fn new() -> Option<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().ok()?;
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        let provider = rustls::crypto::ring::default_provider();
+        let connector = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
+            Ok(connector) => connector,
+            Err(error) => {
+                tracing::warn!(%error, "this machine has no certificates of authorities: no https collector can be reached");
+                let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider));
+                let config = config.with_safe_default_protocol_versions().ok()?;
+                let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+                HttpsConnectorBuilder::new().with_tls_config(config)
+            }
+        };
+        let connector = connector.https_or_http().enable_http1().wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        Some(Self { runtime, client })
+    }
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").finish_non_exhaustive()
+    }
+}
+
+#[async_trait::async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let Caller { runtime, client } = self.caller.get_or_init(Caller::new).as_ref().ok_or("no client")?;
+        runtime.block_on(async {
+            let call = async {
+                let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+                let body = Limited::new(body, ANSWER_MAX).collect().await?.to_bytes();
+                Ok(Response::from_parts(head, body))
+            };
+            timeout(self.call, call).await.unwrap_or_else(|elapsed| Err(elapsed.into()))
+        })
+    }
+}
