@@ -30,17 +30,17 @@ impl FeedSettings {
 }
 
 /// A longer commit travels as its numbers and hashes alone; the follower reads its events in Postgres.
-const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Followers never need the bus's past: these only bound what it may take.
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 const BYTES_MAX: i64 = 32 * 1024 * 1024;
 
 /// What a message takes beside its body: its headers.
-const HEADERS_BYTES_MAX: usize = 1024;
+pub(crate) const HEADERS_BYTES_MAX: usize = 1024;
 
 /// How long the bus may take to answer anything.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a silent bus is asked whether it is still there. After two unanswered times the connection counts as lost.
 const PING: Duration = Duration::from_secs(5);

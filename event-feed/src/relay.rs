@@ -292,6 +292,6 @@ async fn stream(bus: &bus::Connection, name: &str) -> anyhow::Result<Option<stre
     }
 }
 
-fn is_absent(kind: &GetStreamErrorKind) -> bool {
+pub(crate) fn is_absent(kind: &GetStreamErrorKind) -> bool {
     matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }

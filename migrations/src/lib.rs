@@ -6,13 +6,17 @@
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
+use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
+
+/// What this build brings a database to: `daybook doctor` compares it with what has been applied.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 /// Brings the database at `url` up to date and opens its ledger, as the owner of its tables. Repeating it changes nothing.
 pub async fn run(url: &str) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await.context("connecting to migrate")?;
-    sqlx::migrate!("../migrations").run(&mut connection).await.context("migrating")?;
+    MIGRATOR.run(&mut connection).await.context("migrating")?;
     open_ledger(&mut connection).await?;
     connection.close().await?;
     Ok(())
