@@ -12,6 +12,7 @@ mod pool;
 mod reader;
 mod record;
 mod snapshot;
+mod traceparent;
 mod writer;
 
 use std::str::FromStr;
@@ -26,6 +27,7 @@ pub use pool::{pool_options, within};
 pub use reader::Reader;
 pub use record::RecordedEvent;
 pub use snapshot::{SnapshotError, SnapshotHead, Snapshots};
+pub use traceparent::traceparent;
 pub use writer::{AppendError, Writer};
 
 /// Reading failed, or the log holds what it cannot.
