@@ -40,6 +40,7 @@ create table webhooks.deliveries (
     sequence bigint not null,
     ledger_position bigint not null,
     body text not null,                      -- fixed when made: each attempt sends exactly these bytes
+    traceparent text,                        -- of the request that led to it, if it had one; sent along
     status text not null default 'PENDING' check (status in ('PENDING', 'RETRYING', 'DELIVERED', 'DEAD', 'HELD')),
     attempts integer not null default 0,     -- made so far; the number of the latest
     schedule_from integer not null default 0, -- `attempts` when the schedule began: redelivery starts it afresh

@@ -16,8 +16,9 @@ use anyhow::{Context as _, anyhow};
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{ErrorCode, stream};
-use event_store::{Commit, Head, Log, Reader};
+use event_store::{Commit, Head, Log, Reader, RecordedEvent};
 use runtime::shutdown::Shutdown;
+use runtime::trace::{KeyValue, SpanKind, Stage};
 use tokio::time::{Instant, sleep};
 
 use crate::bus;
@@ -173,9 +174,19 @@ impl Relay {
                 continue;
             }
             look = LOOK_MIN;
+            let traces = commits.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
+            let stage = Stage::begin("publish", SpanKind::Producer, traces);
             let publishing = publish(&session.bus, &self.settings.stream, &commits, &mut cursor);
             if let Some(Outdated) = session.bus.during(publishing).await? {
                 return Ok(Outdated);
+            }
+            if let Some(stage) = stage {
+                stage.end([
+                    KeyValue::new("messaging.system", "nats"),
+                    KeyValue::new("messaging.operation.type", "send"),
+                    KeyValue::new("messaging.destination.name", self.settings.stream.clone()),
+                    KeyValue::new("daybook.commit.last", cursor.relayed),
+                ]);
             }
             self.works(&cursor);
         }

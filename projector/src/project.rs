@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use event_feed::{Commit, FeedSettings, Follow, Log, StoreError, within};
+use event_feed::{Commit, FeedSettings, Follow, Log, RecordedEvent, StoreError, within};
 use runtime::shutdown::Shutdown;
+use runtime::trace::{KeyValue, SpanKind, Stage};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{sleep, timeout};
@@ -140,8 +141,16 @@ async fn session(
                 return Err(ProjectError::Overtaken.into());
             }
         };
+        let traces = commits.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
+        let stage = Stage::begin("project", SpanKind::Consumer, traces);
         let page = read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
+        if let Some(stage) = stage {
+            stage.end([
+                KeyValue::new("daybook.page.events", page.position - position),
+                KeyValue::new("daybook.page.position", page.position),
+            ]);
+        }
         position = page.position;
         progress.reached(position);
         *worked = true;

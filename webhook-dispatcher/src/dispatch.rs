@@ -195,7 +195,7 @@ async fn claim(
              insert into webhooks.attempts (delivery_id, number) select id, attempts from claimed
          )
          select claimed.id, claimed.endpoint_id, event_id, event_type, body, attempts, attempts - schedule_from as round,
-                possible_duplicate, e.url, e.sealed_secret
+                possible_duplicate, traceparent, e.url, e.sealed_secret
          from claimed join webhooks.endpoints e on e.id = claimed.endpoint_id",
     )
     .bind(busy)
@@ -221,6 +221,7 @@ async fn claim(
                 number: row.try_get("attempts")?,
                 round: row.try_get("round")?,
                 possible_duplicate: row.try_get("possible_duplicate")?,
+                traceparent: row.try_get("traceparent")?,
             })
         })
         .collect()

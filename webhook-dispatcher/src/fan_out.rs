@@ -8,9 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_feed::{Commit, FeedError, Follow, StoreError, within};
+use event_feed::{Commit, FeedError, Follow, RecordedEvent, StoreError, within};
 use ledger_core::PartnerId;
 use runtime::shutdown::Shutdown;
+use runtime::trace::{KeyValue, SpanKind, Stage};
 use sqlx::{PgConnection, Row};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -84,11 +85,16 @@ async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), Fan
     let mut feed = Follow::start(dispatcher.log.clone(), dispatcher.feed.clone(), after).await;
     loop {
         let page = feed.next().await?;
+        let traces = page.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
+        let stage = Stage::begin("fan-out", SpanKind::Consumer, traces);
         let turned = timeout(TURN_MAX, turn(dispatcher, &page)).await.map_err(|_| FanOutError::Late)?;
         let Some(made) = turned? else {
             tracing::info!("another dispatcher has moved the checkpoint");
             return Ok(());
         };
+        if let Some(stage) = stage {
+            stage.end([KeyValue::new("daybook.page.deliveries", i64::try_from(made).unwrap_or(i64::MAX))]);
+        }
         dispatcher.obstacle.passed();
         *pause = PAUSE_MIN;
         if 0 < made {
@@ -221,6 +227,7 @@ struct Rows {
     sequences: Vec<i64>,
     positions: Vec<i64>,
     bodies: Vec<String>,
+    traceparents: Vec<Option<String>>,
 }
 
 impl Rows {
@@ -232,6 +239,7 @@ impl Rows {
         self.sequences.push(listener.next_sequence);
         self.positions.push(notice.position);
         self.bodies.push(notice.body(listener.next_sequence));
+        self.traceparents.push(notice.traceparent.clone());
         listener.next_sequence += 1;
     }
 
@@ -240,8 +248,10 @@ impl Rows {
             return Ok(());
         }
         sqlx::query(
-            "insert into webhooks.deliveries (id, endpoint_id, event_id, event_type, sequence, ledger_position, body)
-             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $7::text[])",
+            "insert into webhooks.deliveries
+                 (id, endpoint_id, event_id, event_type, sequence, ledger_position, body, traceparent)
+             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $7::text[],
+                                  $8::text[])",
         )
         .bind(self.ids)
         .bind(self.endpoints)
@@ -250,6 +260,7 @@ impl Rows {
         .bind(self.sequences)
         .bind(self.positions)
         .bind(self.bodies)
+        .bind(self.traceparents)
         .execute(tx)
         .await?;
         Ok(())

@@ -37,6 +37,8 @@ pub(crate) struct Notice {
     pub(crate) event_id: EventId,
     pub(crate) commit: i64,
     pub(crate) position: i64,
+    /// Of the request that led to it.
+    pub(crate) traceparent: Option<String>,
     created_at: Timestamp,
     data: Box<RawValue>,
 }
@@ -111,6 +113,7 @@ pub(crate) async fn of(
             event_id: EventId::of_webhook(&recorded.leaf_hash, event_type.name()),
             commit: recorded.commit,
             position: recorded.position,
+            traceparent: recorded.traceparent().map(str::to_owned),
             created_at: recorded.recorded_at,
             data: data.clone(),
         })

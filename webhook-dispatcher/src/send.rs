@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use ledger_core::{DeliveryId, EventId};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, redirect, retry};
+use reqwest::{Client, Response, StatusCode, Url, redirect, retry};
+use runtime::trace::{self, Span, SpanKind};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::time::{Instant, timeout_at};
@@ -77,6 +78,8 @@ pub(crate) struct Due {
     /// The attempt's number in its schedule, from 1.
     pub(crate) round: i32,
     pub(crate) possible_duplicate: bool,
+    /// Of the request that led to it.
+    pub(crate) traceparent: Option<String>,
 }
 
 /// An attempt that has ended.
@@ -151,12 +154,17 @@ impl Sender {
     /// Sends once. Always answers, within [`DEADLINE`].
     pub(crate) async fn send(&self, due: &Due) -> Attempted {
         let begun = Instant::now();
-        let mut attempted = self.attempt(due, begun + DEADLINE).await;
+        let span = trace::child("deliver", SpanKind::Client, due.traceparent.as_deref());
+        let traceparent = span.as_ref().map(Span::traceparent).or_else(|| due.traceparent.clone());
+        let mut attempted = self.attempt(due, traceparent.as_deref(), begun + DEADLINE).await;
         attempted.latency = begun.elapsed();
+        if let Some(span) = span {
+            attempted.describe(due, span);
+        }
         attempted
     }
 
-    async fn attempt(&self, due: &Due, deadline: Instant) -> Attempted {
+    async fn attempt(&self, due: &Due, traceparent: Option<&str>, deadline: Instant) -> Attempted {
         let Some(secret) = &due.secret else {
             return Attempted::failed(Outcome::NotSigned, None);
         };
@@ -181,6 +189,9 @@ impl Sender {
         if due.possible_duplicate {
             request = request.header("x-daybook-possible-duplicate", "true");
         }
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
+        }
         match timeout_at(deadline, request.body(due.body.clone()).send()).await {
             Ok(Ok(response)) => Attempted::answered(response, deadline).await,
             Ok(Err(error)) => Attempted::broken(&error),
@@ -193,6 +204,24 @@ impl Sender {
 }
 
 impl Attempted {
+    /// Of the URL only the host: partners put secrets into paths.
+    fn describe(&self, due: &Due, mut span: Span) {
+        span.set("http.request.method", "POST");
+        if let Ok(url) = Url::parse(&due.url) {
+            span.set("server.address", url.host_str().unwrap_or_default().to_owned());
+            span.set("server.port", i64::from(url.port_or_known_default().unwrap_or_default()));
+        }
+        span.set("http.request.resend_count", i64::from(due.number) - 1);
+        span.set("daybook.delivery.id", DeliveryId::from_uuid(due.delivery).to_string());
+        span.set("daybook.event.type", due.event_type.clone());
+        if let Some(status) = self.status {
+            span.set("http.response.status_code", i64::from(status.as_u16()));
+        }
+        if self.outcome != Outcome::Delivered {
+            span.failed(self.outcome.word());
+        }
+    }
+
     fn failed(outcome: Outcome, detail: Option<String>) -> Self {
         Self { outcome, status: None, latency: Duration::ZERO, answer: None, detail, pause: None }
     }
@@ -291,6 +320,7 @@ mod tests {
             number: 1,
             round: 1,
             possible_duplicate: false,
+            traceparent: None,
         };
         assert_eq!(sender.send(&due).await.outcome, Outcome::BlockedAddress);
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody connected");
