@@ -201,7 +201,8 @@ const ABOUT: &str = "How partners are told what has happened.\n\n\
     (HMAC-SHA256 of the raw body, keyed with the secret as shown), and those of Standard Webhooks: `webhook-id` (the \
     `eventId`, the same on each attempt), `webhook-timestamp`, `webhook-signature: v1,<base64>` (HMAC-SHA256 of \
     `{id}.{timestamp}.{body}`, keyed with what the Base64 after `whsec_` stands for). `X-Daybook-Possible-Duplicate: true` \
-    says that an earlier attempt may have arrived. Order is not promised, and an event may come more than once.";
+    says that an earlier attempt may have arrived. `traceparent` (W3C Trace Context) belongs to the trace of the request \
+    that led to the event, if that had one. Order is not promised, and an event may come more than once.";
 
 /// This service's part of the OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::Settings;
-use crate::call::{NoAnswer, call, client};
+use crate::call::{NoAnswer, call, client, traced};
 
 /// How far the bank's clock may be from ours.
 const TOLERANCE_S: u64 = 300;
@@ -101,6 +101,7 @@ impl Bank {
         token: &str,
         money: Money,
         return_url: Option<&str>,
+        traceparent: Option<&str>,
     ) -> Result<Standing, NoAnswer> {
         let registration = Registration {
             token,
@@ -110,7 +111,7 @@ impl Bank {
             return_url,
         };
         let request = self.http.post(format!("{}/bank/payments", self.url)).json(&registration);
-        let answer = call(request.bearer_auth(&self.api_key)).await?;
+        let answer = call(traced(request.bearer_auth(&self.api_key), traceparent)).await?;
         match answer.status {
             // One that was registered before may have been decided since.
             StatusCode::CREATED | StatusCode::OK => answer.read::<Payment>()?.standing(money),
@@ -121,13 +122,25 @@ impl Bank {
         }
     }
 
-    pub(crate) async fn ask(&self, token: &str, money: Money) -> Result<Standing, NoAnswer> {
-        self.standing(self.http.get(format!("{}/bank/payments/{token}", self.url)), money).await
+    pub(crate) async fn ask(
+        &self,
+        token: &str,
+        money: Money,
+        traceparent: Option<&str>,
+    ) -> Result<Standing, NoAnswer> {
+        let request = self.http.get(format!("{}/bank/payments/{token}", self.url));
+        self.standing(traced(request, traceparent), money).await
     }
 
     /// After this the payer can no longer pay. A payment that is paid already stays so.
-    pub(crate) async fn cancel(&self, token: &str, money: Money) -> Result<Standing, NoAnswer> {
-        self.standing(self.http.post(format!("{}/bank/payments/{token}/cancel", self.url)), money).await
+    pub(crate) async fn cancel(
+        &self,
+        token: &str,
+        money: Money,
+        traceparent: Option<&str>,
+    ) -> Result<Standing, NoAnswer> {
+        let request = self.http.post(format!("{}/bank/payments/{token}/cancel", self.url));
+        self.standing(traced(request, traceparent), money).await
     }
 
     async fn standing(&self, request: reqwest::RequestBuilder, money: Money) -> Result<Standing, NoAnswer> {
@@ -274,9 +287,9 @@ mod tests {
         let bank = Bank { http, url, api_key: "key".to_owned(), callback_url: "http://us/".to_owned() };
         let money = money("10.50");
         let answers = [
-            bank.register("token", money, None).await,
-            bank.ask("token", money).await,
-            bank.cancel("token", money).await,
+            bank.register("token", money, None, None).await,
+            bank.ask("token", money, None).await,
+            bank.cancel("token", money, None).await,
         ];
         for answer in answers {
             assert!(answer.is_err(), "taken for the bank's word: {answer:?}");

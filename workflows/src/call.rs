@@ -43,6 +43,14 @@ pub(crate) fn client(call_time: Duration) -> reqwest::Result<Client> {
     Client::builder().timeout(call_time).redirect(Policy::none()).no_proxy().build()
 }
 
+/// The call as part of the trace that it belongs to, if there is one.
+pub(crate) fn traced(request: RequestBuilder, traceparent: Option<&str>) -> RequestBuilder {
+    match traceparent {
+        Some(traceparent) => request.header("traceparent", traceparent),
+        None => request,
+    }
+}
+
 pub(crate) async fn call(request: RequestBuilder) -> Result<Answer, NoAnswer> {
     let mut response = request.send().await?;
     let status = response.status();

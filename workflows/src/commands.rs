@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::Settings;
-use crate::call::{NoAnswer, call, client};
+use crate::call::{NoAnswer, call, client, traced};
 
 /// A token is not used in the last tenth of its life, nor in its last minute.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
@@ -86,10 +86,7 @@ impl Commands {
             let token = self.token(refused.as_deref()).await?;
             let mut request = self.http.post(format!("{}{path}", self.url)).bearer_auth(&token).json(body);
             request = request.header("idempotency-key", key);
-            if let Some(traceparent) = traceparent {
-                request = request.header("traceparent", traceparent);
-            }
-            let answer = call(request).await?;
+            let answer = call(traced(request, traceparent)).await?;
             if answer.status == StatusCode::UNAUTHORIZED && refused.is_none() {
                 refused = Some(token);
                 continue;

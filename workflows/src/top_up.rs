@@ -26,7 +26,7 @@ use ledger_core::{
     WalletEvent, WalletId,
 };
 use runtime::shutdown::Shutdown;
-use serde::Deserialize;
+use runtime::trace::{self, Span, SpanKind};
 use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
@@ -268,7 +268,7 @@ impl TopUps {
         .bind(requested.iter().map(|(_, instruction, ..)| instruction.amount.to_string()).collect::<Vec<_>>())
         .bind(requested.iter().map(|(_, instruction, ..)| instruction.currency.code()).collect::<Vec<_>>())
         .bind(requested.iter().map(|(_, _, payment, _)| payment.return_url.clone()).collect::<Vec<_>>())
-        .bind(requested.iter().map(|(_, _, _, event)| traceparent(event)).collect::<Vec<_>>())
+        .bind(requested.iter().map(|(_, _, _, event)| event.traceparent()).collect::<Vec<_>>())
         .bind(requested.iter().map(|(_, _, _, event)| expire_at(event)).collect::<Vec<OffsetDateTime>>())
         .bind(requested.iter().map(|(_, instruction, ..)| instruction.wallet_id.uuid()).collect::<Vec<_>>())
         .execute(tx)
@@ -368,15 +368,6 @@ const fn outcome_of(word: Word) -> TransactionStatus {
         Word::Failure => TransactionStatus::Failed,
         Word::Cancelled => TransactionStatus::Expired,
     }
-}
-
-/// The trace in which the request came, so that the commands that follow from it are part of it.
-fn traceparent(event: &RecordedEvent) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        traceparent: Option<String>,
-    }
-    serde_json::from_str::<Metadata>(&event.metadata).ok()?.traceparent
 }
 
 // What the bank says.
@@ -747,12 +738,28 @@ impl TopUps {
         }
     }
 
+    /// Takes the step, as a span of the trace in which the top-up was asked for.
     async fn attempt(&self, due: &Due) -> Brought {
+        let span = trace::child(due.step.name(), SpanKind::Client, due.traceparent.as_deref());
+        let traceparent = span.as_ref().map(Span::traceparent).or_else(|| due.traceparent.clone());
+        let brought = self.call(due, traceparent.as_deref()).await;
+        if let Some(mut span) = span {
+            span.set("daybook.transaction.id", due.transaction.to_string());
+            span.set("http.request.resend_count", i64::from(due.failures));
+            if let Brought::Nothing { .. } = brought {
+                span.failed("unknown");
+            }
+        }
+        brought
+    }
+
+    async fn call(&self, due: &Due, traceparent: Option<&str>) -> Brought {
+        let (token, money) = (due.token.as_str(), due.money);
         let standing = match due.step {
-            Step::Register => self.bank.register(&due.token, due.money, due.return_url.as_deref()).await,
-            Step::Ask => self.bank.ask(&due.token, due.money).await,
-            Step::Cancel => self.cancel(due).await,
-            Step::Command(word) => return self.command(due, word).await,
+            Step::Register => self.bank.register(token, money, due.return_url.as_deref(), traceparent).await,
+            Step::Ask => self.bank.ask(token, money, traceparent).await,
+            Step::Cancel => self.cancel(due, traceparent).await,
+            Step::Command(word) => return self.command(due, word, traceparent).await,
         };
         match standing {
             Ok(standing) => Brought::Standing(standing),
@@ -761,21 +768,21 @@ impl TopUps {
     }
 
     /// Cancels the payment for good. `NotKnown` means that the bank does not have it and never will.
-    async fn cancel(&self, due: &Due) -> Result<Standing, NoAnswer> {
-        let standing = self.bank.cancel(&due.token, due.money).await?;
+    async fn cancel(&self, due: &Due, traceparent: Option<&str>) -> Result<Standing, NoAnswer> {
+        let standing = self.bank.cancel(&due.token, due.money, traceparent).await?;
         if standing != Standing::NotKnown || !due.offered || due.state == State::Waiting {
             return Ok(standing);
         }
         // An offer of ours may still be on its way. Once the bank knows the payment as cancelled, it comes too late.
-        match self.bank.register(&due.token, due.money, due.return_url.as_deref()).await? {
-            Standing::Pending => self.bank.cancel(&due.token, due.money).await,
+        match self.bank.register(&due.token, due.money, due.return_url.as_deref(), traceparent).await? {
+            Standing::Pending => self.bank.cancel(&due.token, due.money, traceparent).await,
             Standing::Refused(_) => Ok(Standing::NotKnown), // as it would refuse the same offer when that arrives
             other => Ok(other),
         }
     }
 
     /// Tells the ledger. The same row gives the same key and body until the ledger has refused it.
-    async fn command(&self, due: &Due, word: Word) -> Brought {
+    async fn command(&self, due: &Due, word: Word, traceparent: Option<&str>) -> Brought {
         let step = due.step.name();
         let path = format!("/v1/transactions/{}/{step}", due.transaction);
         let key = format!("topup:{}:{step}:{}", due.requested_position, due.command_try);
@@ -788,7 +795,7 @@ impl TopUps {
             Word::Failure => json!({ "code": "payment-declined", "detail": "the bank says that the payment failed" }),
             Word::Cancelled => json!({}),
         };
-        match self.commands.issue(&path, &key, due.traceparent.as_deref(), &body).await {
+        match self.commands.issue(&path, &key, traceparent, &body).await {
             Reply::Done => Brought::Ended { outcome: outcome_of(word), reference: due.bank_reference.clone() },
             Reply::Refused { code, .. } if code == "invalid-transition" => self.ended_by_others(due).await,
             Reply::Refused { detail, .. } => Brought::Blocked(detail),
