@@ -1,12 +1,14 @@
 //! Commands decided together: the commit that they become, and what each caller is told once that is in the log.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use event_store::{Commit, Draft, Head, OpenCommit};
 use ledger_core::{Book, Key, Mark, Refusal, Timestamp};
 
 use crate::keys::{KeyUse, usage};
 use crate::ledger::{CommandError, Decided, Job};
+use crate::metrics::{METRICS, Tally};
 
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -17,6 +19,7 @@ pub(crate) struct Batch {
     decided: Vec<(Job, Outcome)>,
     keys: HashMap<[u8; 16], [u8; 32]>,
     decisions: usize,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,7 @@ impl Batch {
             decided: Vec::new(),
             keys: HashMap::new(),
             decisions: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -67,6 +71,7 @@ impl Batch {
         let count = events.len();
         for (place, event) in events.into_iter().enumerate() {
             let key = command.key.filter(|_| place == 0);
+            self.tally.add(&event.event);
             self.commit.push(Draft::new(command.id, key, &command.metadata, event));
         }
         Outcome::Appended(count)
@@ -87,6 +92,11 @@ impl Batch {
         self.decisions
     }
 
+    /// Since when the oldest of its commands waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        oldest(&self.decided)
+    }
+
     /// Whether there is nothing to append.
     pub(crate) fn writes_nothing(&self) -> bool {
         self.commit.is_empty()
@@ -101,7 +111,8 @@ impl Batch {
     /// Closes the batch: what to append, if anything, and whom to answer after that.
     pub(crate) fn close(self) -> (Option<Commit>, Closed) {
         let commit = (!self.commit.is_empty()).then(|| self.commit.seal());
-        (commit, Closed { before: self.before, decided: self.decided, keys: self.keys })
+        let Self { before, decided, keys, decisions, tally, .. } = self;
+        (commit, Closed { before, decided, keys, decisions, tally })
     }
 }
 
@@ -111,6 +122,8 @@ pub(crate) struct Closed {
     pub(crate) before: Mark,
     decided: Vec<(Job, Outcome)>,
     keys: HashMap<[u8; 16], [u8; 32]>,
+    decisions: usize,
+    tally: Tally,
 }
 
 impl Closed {
@@ -120,6 +133,10 @@ impl Closed {
 
     /// Tells every caller. The commit, if the batch had one, is in the log.
     pub(crate) fn answer(self, commit: Option<Commit>) {
+        if let Some(commit) = &commit {
+            METRICS.committed(commit.number, commit.last, self.decisions, commit.events.len());
+            self.tally.publish();
+        }
         let mut events = commit.map(|commit| commit.events).unwrap_or_default().into_iter();
         for (job, outcome) in self.decided {
             let answer = match outcome {
@@ -132,8 +149,18 @@ impl Closed {
         }
     }
 
+    /// Since when the oldest of its commands waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        oldest(&self.decided)
+    }
+
     /// The commands again, to be decided anew or to be given up.
     pub(crate) fn into_jobs(self) -> impl Iterator<Item = Job> {
         self.decided.into_iter().map(|(job, _)| job)
     }
+}
+
+/// They were taken up in the order in which they came, about.
+fn oldest(decided: &[(Job, Outcome)]) -> Option<Instant> {
+    decided.first().map(|(job, _)| job.submitted)
 }

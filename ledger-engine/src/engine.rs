@@ -24,6 +24,7 @@ use crate::batch::{Batch, Closed};
 use crate::keys::{KeyUse, RecentKeys, usage};
 use crate::ledger::{CommandError, EngineError, Job, Pace, Settings};
 use crate::load::{Found, load};
+use crate::metrics::{Append, Doing, METRICS, Running};
 
 /// How many events are read from the log at a time.
 const PAGE: i64 = 2_000;
@@ -70,6 +71,8 @@ pub(crate) struct Engine {
     /// Commands that wait for what they lack.
     cold: Vec<Job>,
     loading: Option<JoinHandle<Loaded>>,
+    /// Since when the oldest of the commands that are loaded for waits.
+    loading_since: Option<std::time::Instant>,
     /// Another engine appends as well: commands are decided with the turn held, or the work would be for nothing.
     contended: bool,
     gathered: Vec<Job>,
@@ -96,6 +99,8 @@ struct Snapshot {
     position: i64,
     not_before: Instant,
     writing: Option<JoinHandle<(i64, Result<bool, SnapshotError>)>>,
+    /// When the attempt under way began.
+    begun: Option<Instant>,
 }
 
 impl Snapshot {
@@ -114,6 +119,7 @@ impl Engine {
         pace: Pace,
         in_memory: Arc<AtomicUsize>,
     ) -> Result<Self, EngineError> {
+        let begun = Instant::now();
         let snapshots = Snapshots::beside(&log);
         let snapshot = snapshots.head().await?;
         let begin = writer.head_at(snapshot.map_or(0, |snapshot| snapshot.commit)).await?;
@@ -132,13 +138,19 @@ impl Engine {
             open: None,
             cold: Vec::new(),
             loading: None,
+            loading_since: None,
             contended: false,
             gathered: Vec::new(),
             wary: 0,
-            snapshot: Snapshot { position: head.position, not_before: Instant::now(), writing: None },
+            snapshot: Snapshot { position: head.position, not_before: Instant::now(), writing: None, begun: None },
             settings,
         };
+        METRICS.started("snapshot", begun.elapsed());
+        let begun = Instant::now();
         while engine.read_on().await? != 0 {}
+        METRICS.started("tail", begun.elapsed());
+        METRICS.head(engine.head.commit, engine.head.position);
+        METRICS.snapshot_at(engine.snapshot.position);
         engine.in_memory.store(engine.book.sizes().0, Ordering::Relaxed);
         let (position, commit) = (engine.head.position, engine.head.commit);
         tracing::info!(position, commit, snapshot = head.position, "the book is at the head");
@@ -147,6 +159,7 @@ impl Engine {
 
     /// Runs until no handle is left, or the log turns out to be another one or cannot be read any more.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Job>) {
+        let _running = Running::begin();
         if let Err(error) = self.work(&mut commands).await {
             tracing::error!(
                 position = self.head.position,
@@ -170,10 +183,11 @@ impl Engine {
     async fn work(&mut self, commands: &mut mpsc::Receiver<Job>) -> Result<(), EngineError> {
         let mut more = true;
         loop {
+            METRICS.oldest(self.oldest());
             self.send().await?;
             self.load_cold();
             self.start_snapshot();
-            self.in_memory.store(self.book.sizes().0, Ordering::Relaxed);
+            self.show();
             let mut room = self.room();
             let idle = self.sent.is_none() && self.loading.is_none() && self.snapshot.writing.is_none();
             if !more && idle && self.cold.is_empty() {
@@ -182,19 +196,24 @@ impl Engine {
             tokio::select! {
                 biased;
                 (writer, commit, appended) = ended(self.sent.as_mut().map(|sent| &mut sent.append)) => {
+                    METRICS.now(Doing::Deciding);
                     self.writer = Some(writer);
                     self.appended(commit, appended).await?;
                 }
                 loaded = ended(self.loading.as_mut()) => {
+                    METRICS.now(Doing::Deciding);
                     self.loading = None;
+                    self.loading_since = None;
                     self.loaded(loaded)?;
                 }
                 (position, written) = ended(self.snapshot.writing.as_mut()) => {
+                    METRICS.now(Doing::Deciding);
                     self.snapshot.writing = None;
                     self.snapshot_ended(position, written)?;
                 }
                 () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {}
                 first = commands.recv(), if more && 0 < room => {
+                    METRICS.now(Doing::Deciding);
                     more = first.is_some();
                     let mut next = first;
                     while let Some(job) = next {
@@ -205,6 +224,29 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// What whoever watches is shown, before the task waits again.
+    fn show(&self) {
+        let (all, changed) = self.book.sizes();
+        self.in_memory.store(all, Ordering::Relaxed);
+        METRICS.book_items.set(i64::try_from(all).unwrap_or(i64::MAX));
+        METRICS.book_changed_items.set(i64::try_from(changed).unwrap_or(i64::MAX));
+        METRICS.keys.set(i64::try_from(self.keys.count()).unwrap_or(i64::MAX));
+        METRICS.oldest(self.oldest());
+        METRICS.now(match (&self.sent, &self.loading) {
+            (Some(_), _) => Doing::Appending,
+            (None, Some(_)) => Doing::Reading,
+            (None, None) => Doing::Idle,
+        });
+    }
+
+    /// Since when the oldest command that is here waits.
+    fn oldest(&self) -> Option<std::time::Instant> {
+        let first = |jobs: &[Job]| jobs.first().map(|job| job.submitted);
+        let sent = self.sent.as_ref().and_then(|sent| sent.closed.oldest());
+        let open = self.open.as_ref().and_then(Batch::oldest);
+        [sent, open, first(&self.cold), self.loading_since, first(&self.gathered)].into_iter().flatten().min()
     }
 
     /// How many more decisions may be taken up.
@@ -302,6 +344,7 @@ impl Engine {
     async fn appended(&mut self, commit: Commit, appended: Result<(), Again>) -> Result<(), EngineError> {
         let Sent { closed, at, .. } = self.sent.take().expect("it was on its way");
         self.pace.measured(at.elapsed());
+        METRICS.appended(at.elapsed(), outcome(&appended));
         let again = match appended {
             Ok(()) => {
                 self.committed(commit, closed);
@@ -386,8 +429,11 @@ impl Engine {
                 return Ok(());
             };
             let at = Instant::now();
+            METRICS.now(Doing::Appending);
             let appended = append(self.writer(), &commit).await;
+            METRICS.now(Doing::Deciding);
             self.pace.measured(at.elapsed());
+            METRICS.appended(at.elapsed(), outcome(&appended));
             let Err(again) = appended else {
                 self.committed(commit, closed);
                 return Ok(());
@@ -463,6 +509,7 @@ impl Engine {
         let count = self.cold.iter().take_while(fits).count();
         let mut jobs: Vec<_> = self.cold.drain(..count).collect();
         jobs.iter_mut().for_each(|job| job.loads += 1);
+        self.loading_since = jobs.first().map(|job| job.submitted);
         let (missing, keys) = self.lacked(&jobs);
         let (log, snapshots, had) = (self.log.clone(), self.snapshots.clone(), self.snapshot.position);
         let generation = self.book.generation();
@@ -569,6 +616,7 @@ impl Engine {
             self.book.keep(self.book.mark());
             self.head = commit.head();
         }
+        METRICS.head(self.head.commit, self.head.position);
         Ok(())
     }
 
@@ -592,14 +640,17 @@ impl Engine {
             (self.snapshots.clone(), self.head, snapshot.position, self.book.changes());
         let write = async move { (head.position, snapshots.write(&head, had, &changes).await) };
         self.snapshot.writing = Some(tokio::spawn(write));
+        self.snapshot.begun = Some(Instant::now());
     }
 
     fn snapshot_ended(&mut self, position: i64, written: Result<bool, SnapshotError>) -> Result<(), EngineError> {
+        METRICS.snapshot_ended(written.is_ok(), self.snapshot.begun.take().map(|begun| begun.elapsed()));
         match written {
             Ok(ours) => {
                 tracing::debug!(position, ours, "the book's snapshot stands");
                 self.book.written(position);
                 self.snapshot.position = position;
+                METRICS.snapshot_at(position);
                 self.book.make_room(self.settings.wallets_max);
             }
             Err(error @ SnapshotError::WentBack { .. }) => return Err(error.into()),
@@ -640,6 +691,7 @@ async fn append(writer: &mut Writer, commit: &Commit) -> Result<(), Again> {
                 // at it. The identical commit either goes in or collides with itself.
                 tracing::warn!(commit = commit.number, reason, "the outcome of an append is unknown; sending it again");
                 sent_before = true;
+                METRICS.append_again(true);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
             }
@@ -655,6 +707,7 @@ async fn append(writer: &mut Writer, commit: &Commit) -> Result<(), Again> {
                 if !patience.allow_another(&error).await {
                     return Err(Again::Never(error));
                 }
+                METRICS.append_again(false);
                 writer.disconnect();
             }
             Err(AppendError::Lost) if sent_before => match writer.chain_of(commit.number).await {
@@ -695,6 +748,15 @@ enum Again {
     KeyTaken,
     WentBack,
     Never(EngineError),
+}
+
+fn outcome(appended: &Result<(), Again>) -> Append {
+    match appended {
+        Ok(()) => Append::Committed,
+        Err(Again::Lost) => Append::Lost,
+        Err(Again::KeyTaken) => Append::KeyTaken,
+        Err(Again::WentBack | Again::Never(_)) => Append::Failed,
+    }
 }
 
 /// How often one group is tried again while the database is away and nothing of it was sent: giving up is safe then.

@@ -37,6 +37,10 @@ impl RecentKeys {
         Self { max, uses: HashMap::new(), order: VecDeque::new() }
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.uses.len()
+    }
+
     pub(crate) fn usage(&self, key: &Key) -> KeyUse {
         usage(self.uses.get(&key.hash), key)
     }

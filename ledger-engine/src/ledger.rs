@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::engine::Engine;
+use crate::metrics::{Call, METRICS};
 use crate::replays::Replays;
 
 /// How long a call whose key is in flight already waits for that.
@@ -161,6 +162,7 @@ pub(crate) struct Job {
     pub(crate) command: Command,
     pub(crate) answer: oneshot::Sender<Result<Decided, CommandError>>,
     pub(crate) stage: Arc<Stage>,
+    pub(crate) submitted: std::time::Instant,
     /// What the log holds about the key, once it was asked: the request that it was used for.
     pub(crate) key_in_log: Option<Option<[u8; 32]>>,
     /// How often it was sent to wait for what it lacks.
@@ -183,6 +185,7 @@ struct Waiting(Arc<AtomicUsize>, usize);
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
+        METRICS.queue.sub(gauge(self.1));
     }
 }
 
@@ -238,6 +241,7 @@ impl Stage {
 impl Ledger {
     /// Reads the snapshot and the log after it, and starts deciding. Its connections act as `daybook_ledger`.
     pub async fn start(database_url: &str, settings: Settings) -> Result<Self, EngineError> {
+        METRICS.queue_max.set(gauge(settings.queue_max));
         let writer = Writer::new(database_url)?;
         let log = Log::beside(&writer, READERS).await?;
         let pace = Pace::default();
@@ -264,6 +268,13 @@ impl Ledger {
     ///
     /// A command that was taken up runs to its end, also when the caller goes away.
     pub async fn execute(&self, command: Command) -> Result<Receipt, CommandError> {
+        let call = Call::of(&command);
+        let result = self.take(command).await;
+        call.ended(&result);
+        result
+    }
+
+    async fn take(&self, command: Command) -> Result<Receipt, CommandError> {
         let settings = &self.inner.settings;
         let (deadline, wait_until) = (Instant::now() + settings.answer_within, Instant::now() + settings.wait_max);
         let waiting = self.wait(command.decisions())?;
@@ -274,7 +285,17 @@ impl Ledger {
         let (answer, mut answered) = oneshot::channel();
         let stage = Arc::new(Stage::default());
         let (key_in_log, loads) = (None, 0);
-        self.submit(Job { command, answer, stage: stage.clone(), key_in_log, loads, _room: room, _waiting: waiting })?;
+        let submitted = std::time::Instant::now();
+        self.submit(Job {
+            command,
+            answer,
+            stage: stage.clone(),
+            submitted,
+            key_in_log,
+            loads,
+            _room: room,
+            _waiting: waiting,
+        })?;
 
         let second = in_flight.as_ref().is_some_and(|entered| entered.second);
         let patience = if second { deadline.min(Instant::now() + KEY_PATIENCE) } else { deadline };
@@ -333,6 +354,7 @@ impl Ledger {
     fn wait(&self, decisions: usize) -> Result<Waiting, CommandError> {
         let Inner { settings, waiting, pace, .. } = &*self.inner;
         let ahead = waiting.fetch_add(decisions, Ordering::Relaxed);
+        METRICS.queue.add(gauge(decisions));
         let counted = Waiting(waiting.clone(), decisions);
         // Two batches are always under way, whatever an append takes: without them nobody would find out that it is quick again.
         let queued = ahead.saturating_sub(2 * settings.batch_max);
@@ -405,4 +427,8 @@ impl Drop for InFlight<'_> {
             }
         }
     }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -18,6 +18,7 @@ mod engine;
 mod keys;
 mod ledger;
 mod load;
+mod metrics;
 mod replays;
 
 pub use ledger::{CommandError, EngineError, Ledger, Receipt, Settings};
