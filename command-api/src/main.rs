@@ -43,7 +43,8 @@ async fn main() -> anyhow::Result<()> {
 async fn serve(options: Options) -> anyhow::Result<()> {
     let seal = Seal::from_key_file(&options.secrets_key_file)?;
     let access = Access::connect(&options.database_url, seal).await.context("connecting to the schema access")?;
-    let ledger = Ledger::start(&options.database_url, ledger_engine::Settings::default()).await?;
+    let engine = ledger_engine::Settings { traces: runtime::trace::is_on(), ..ledger_engine::Settings::default() };
+    let ledger = Ledger::start(&options.database_url, engine).await?;
     let state = Commands::new(ledger, access, Settings { bank_url: options.bank_url });
     let listener = TcpListener::bind(options.listen).await.context("listening")?;
     tracing::info!(address = %listener.local_addr()?, "taking commands");

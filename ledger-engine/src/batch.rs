@@ -9,6 +9,7 @@ use ledger_core::{Book, Key, Mark, Refusal, Timestamp};
 use crate::keys::{KeyUse, usage};
 use crate::ledger::{CommandError, Decided, Job};
 use crate::metrics::{METRICS, Tally};
+use crate::trace::{self, Appended};
 
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -47,7 +48,8 @@ impl Batch {
 
     /// Decides one command more. `known` is what the log is known to hold about its key; the book is left as the decision
     /// leaves it.
-    pub(crate) fn decide(&mut self, book: &mut Book, job: Job, known: KeyUse) {
+    pub(crate) fn decide(&mut self, book: &mut Book, mut job: Job, known: KeyUse) {
+        let begun = job.trace.as_ref().map(|_| Instant::now());
         self.decisions += job.command.decisions();
         let outcome = match known {
             KeyUse::Same => Outcome::InLog,
@@ -59,6 +61,9 @@ impl Batch {
                 self.execute(book, &job)
             }
         };
+        if let (Some(trace), Some(begun)) = (&mut job.trace, begun) {
+            trace.decided(begun);
+        }
         self.decided.push((job, outcome));
     }
 
@@ -112,7 +117,7 @@ impl Batch {
     pub(crate) fn close(self) -> (Option<Commit>, Closed) {
         let commit = (!self.commit.is_empty()).then(|| self.commit.seal());
         let Self { before, decided, keys, decisions, tally, .. } = self;
-        (commit, Closed { before, decided, keys, decisions, tally })
+        (commit, Closed { before, decided, keys, decisions, tally, at: Instant::now() })
     }
 }
 
@@ -124,6 +129,7 @@ pub(crate) struct Closed {
     keys: HashMap<[u8; 16], [u8; 32]>,
     decisions: usize,
     tally: Tally,
+    at: Instant,
 }
 
 impl Closed {
@@ -137,8 +143,19 @@ impl Closed {
             METRICS.committed(commit.number, commit.last, self.decisions, commit.events.len());
             self.tally.publish();
         }
+        let appended = commit.as_ref().map(|commit| Appended {
+            commit: commit.number,
+            commands: self.decided.len(),
+            events: commit.events.len(),
+            begun: self.at,
+        });
+        let mut traces = Vec::new();
         let mut events = commit.map(|commit| commit.events).unwrap_or_default().into_iter();
-        for (job, outcome) in self.decided {
+        for (mut job, outcome) in self.decided {
+            if let Some(mut trace) = job.trace.take() {
+                trace.appended = matches!(outcome, Outcome::Appended(_));
+                traces.push(trace);
+            }
             let answer = match outcome {
                 Outcome::Appended(count) => Ok(Decided::Appended(events.by_ref().take(count).collect())),
                 Outcome::InLog => Ok(Decided::InLog),
@@ -147,6 +164,7 @@ impl Closed {
             };
             job.answer.send(answer).ok(); // a caller that left has its answer under its key
         }
+        trace::tell(traces, appended);
     }
 
     /// Since when the oldest of its commands waits.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::engine::Engine;
 use crate::metrics::{Call, METRICS};
 use crate::replays::Replays;
+use crate::trace::Trace;
 
 /// How long a call whose key is in flight already waits for that.
 const KEY_PATIENCE: Duration = Duration::from_secs(2);
@@ -63,6 +64,8 @@ pub struct Settings {
     pub snapshot_every: i64,
     /// How long a caller waits before it is told that it is not known what became of its command.
     pub answer_within: Duration,
+    /// Whether there is a tracer to tell of commands in sampled traces. If not, no command is looked at for that.
+    pub traces: bool,
 }
 
 impl Default for Settings {
@@ -77,6 +80,7 @@ impl Default for Settings {
             wallets_max: 400_000,
             snapshot_every: 200_000,
             answer_within: Duration::from_secs(15),
+            traces: false,
         }
     }
 }
@@ -163,6 +167,7 @@ pub(crate) struct Job {
     pub(crate) answer: oneshot::Sender<Result<Decided, CommandError>>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) submitted: std::time::Instant,
+    pub(crate) trace: Option<Box<Trace>>,
     /// What the log holds about the key, once it was asked: the request that it was used for.
     pub(crate) key_in_log: Option<Option<[u8; 32]>>,
     /// How often it was sent to wait for what it lacks.
@@ -286,11 +291,13 @@ impl Ledger {
         let stage = Arc::new(Stage::default());
         let (key_in_log, loads) = (None, 0);
         let submitted = std::time::Instant::now();
+        let trace = if settings.traces { Trace::of(&command, submitted) } else { None };
         self.submit(Job {
             command,
             answer,
             stage: stage.clone(),
             submitted,
+            trace,
             key_in_log,
             loads,
             _room: room,

@@ -20,5 +20,6 @@ mod ledger;
 mod load;
 mod metrics;
 mod replays;
+mod trace;
 
 pub use ledger::{CommandError, EngineError, Ledger, Receipt, Settings};
