@@ -17,10 +17,13 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::metrics;
+use crate::metrics::{self, Sample};
 
 /// An answer this young is given again.
 const FRESH: Duration = Duration::from_millis(250);
+
+/// For all checks, each of which has a limit of its own.
+const READINESS_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where an operator's programs look; they are let in when nobody else is.
 pub(crate) const PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
@@ -29,6 +32,7 @@ pub(crate) const PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 #[derive(Default)]
 pub struct Health {
     checks: Vec<Check>,
+    samples: Vec<Sample>,
 }
 
 impl Health {
@@ -56,13 +60,42 @@ impl Health {
         self
     }
 
+    /// Adds figures that must be asked for, such as the length of a queue in a database: `take` asks and sets gauges, when
+    /// `/metrics` is asked for, but not more often than once a second, and only once at a time.
+    #[must_use]
+    pub fn sample<F, E>(
+        mut self,
+        name: &'static str,
+        limit: Duration,
+        take: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display,
+    {
+        self.samples.push(Sample::new(name, limit, move || {
+            let taking = take();
+            Box::pin(async move { taking.await.map_err(|error| error.to_string()) })
+        }));
+        self
+    }
+
     /// `GET /healthz`, `GET /readyz` and `GET /metrics`; merge it into the service's router.
     pub fn router(self) -> Router {
         let asked = Arc::new(Asked { checks: self.checks, last: Mutex::new(None) });
+        let readiness = asked.clone();
+        let checks = Sample::new("readiness", READINESS_LIMIT, move || {
+            let asked = readiness.clone();
+            Box::pin(async move {
+                asked.look().await;
+                Ok(())
+            })
+        });
+        let samples: Arc<[Sample]> = self.samples.into_iter().chain([checks]).collect();
         Router::new()
             .route("/healthz", routing::get(alive))
             .route("/readyz", routing::get(ready))
-            .route("/metrics", routing::get(metrics::show))
+            .route("/metrics", routing::get(move || metrics::show(samples.clone())))
             .with_state(asked)
     }
 }
@@ -85,20 +118,27 @@ async fn alive() -> Response {
 }
 
 async fn ready(State(asked): State<Arc<Asked>>) -> Response {
-    let mut last = asked.last.lock().await;
-    let (ready, body) = match &*last {
-        Some((at, ready, body)) if at.elapsed() < FRESH => (*ready, body.clone()),
-        _ => {
-            let results = join_all(asked.checks.iter().map(Check::run)).await;
-            let ready = results.iter().all(|(passed, _)| *passed);
-            let results: Vec<Value> = results.into_iter().map(|(_, result)| result).collect();
-            let body = json!({ "status": if ready { "ready" } else { "not-ready" }, "checks": results });
-            *last = Some((Instant::now(), ready, body.clone()));
-            (ready, body)
-        }
-    };
+    let (ready, body) = asked.look().await;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
+}
+
+impl Asked {
+    /// Runs all checks, or answers what they found a moment ago.
+    async fn look(&self) -> (bool, Value) {
+        let mut last = self.last.lock().await;
+        if let Some((at, ready, body)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return (*ready, body.clone());
+        }
+        let results = join_all(self.checks.iter().map(Check::run)).await;
+        let ready = results.iter().all(|(passed, _)| *passed);
+        let results: Vec<Value> = results.into_iter().map(|(_, result)| result).collect();
+        let body = json!({ "status": if ready { "ready" } else { "not-ready" }, "checks": results });
+        *last = Some((Instant::now(), ready, body.clone()));
+        (ready, body)
+    }
 }
 
 impl Check {
@@ -115,6 +155,7 @@ impl Check {
                 "timed-out"
             }
         };
+        metrics::checked(self.name, status == "ok");
         let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         (status == "ok", json!({ "name": self.name, "status": status, "durationMs": duration_ms }))
     }

@@ -7,6 +7,7 @@
 
 pub mod health;
 pub mod http;
+pub mod metrics;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;
@@ -14,7 +15,6 @@ pub mod trace;
 
 mod body;
 mod door;
-mod metrics;
 mod otlp;
 mod refusal;
 mod socket;

@@ -665,14 +665,58 @@ async fn metrics_count_answers_by_route_and_never_by_what_clients_put_into_paths
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     for line in [
-        r#"http_server_requests_total{route="/counted/{id}",method="GET",status="200"} 2"#,
-        r#"http_server_requests_total{route="/counted/{id}",method="other",status="405"} 1"#,
-        r#"http_server_request_duration_seconds_bucket{route="/counted/{id}",method="GET",le="+Inf"} 2"#,
-        r#"http_server_request_duration_seconds_count{route="/counted/{id}",method="GET"} 2"#,
+        r#"daybook_http_requests_total{method="GET",route="/counted/{id}",status="200"} 2"#,
+        r#"daybook_http_requests_total{method="other",route="/counted/{id}",status="405"} 1"#,
+        r#"daybook_http_request_seconds_bucket{method="GET",route="/counted/{id}",status_class="2xx",le="+Inf"} 2"#,
+        r#"daybook_http_request_seconds_count{method="GET",route="/counted/{id}",status_class="2xx"} 2"#,
     ] {
         assert!(answer.body.lines().any(|seen| seen == line), "{line} is not in\n{}", answer.body);
     }
     for sent in ["one", "three", "four"] {
         assert!(!answer.body.contains(sent), "{sent} became a label");
     }
+}
+
+#[tokio::test]
+async fn figures_that_must_be_asked_for_are_asked_once_at_a_time_and_never_hold_up_the_metrics_for_long() {
+    let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (count, answered) = (asked.clone(), answer.clone());
+    let health = Health::new()
+        .sample("silent", Duration::from_secs(60), move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            let answered = answered.clone();
+            async move {
+                answered.notified().await;
+                Ok::<_, String>(())
+            }
+        })
+        .sample("failing", Duration::from_secs(60), async || Err("password=hunter2"))
+        .check("sampled", Duration::from_secs(1), async || Err("no"));
+    let server = Server::start_with(health.router(), Limits::default()).await;
+    let age = |text: &str, sample: &str| -> f64 {
+        let name = format!(r#"daybook_sample_age_seconds{{sample="{sample}"}} "#);
+        text.lines().find_map(|line| line.strip_prefix(&name)).expect(&name).parse().unwrap()
+    };
+    let first = server.exchange(get_and_close("/metrics")).await;
+    assert_eq!(first.status, 200, "it waits no longer for what does not answer");
+    tokio::time::sleep(Duration::from_millis(1_100)).await; // now it would be time for the next
+    let second = server.exchange(get_and_close("/metrics")).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "the one under way is waited for");
+    for sample in ["silent", "failing"] {
+        assert!(age(&first.body, sample) < age(&second.body, sample), "{sample}: it says how old its figures are");
+        assert!(1.0 < age(&second.body, sample));
+    }
+    assert!(second.body.contains(r#"daybook_ready_check{check="sampled"} 0"#), "{}", second.body);
+    assert!(!second.body.contains("hunter2"));
+    answer.notify_one();
+    let level = async {
+        loop {
+            let body = server.exchange(get_and_close("/metrics")).await.body;
+            answer.notify_one();
+            if asked.load(Ordering::SeqCst) >= 2 && age(&body, "silent") < age(&body, "failing") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), level).await.expect("an answer makes it young again");
 }

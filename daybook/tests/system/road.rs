@@ -128,7 +128,7 @@ async fn the_documentation_is_served_offline_and_covers_every_door() {
         assert!(document.pointer(reference).is_some(), "{reference} leads nowhere");
     }
     let metrics = daybook.get("", "/metrics").send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains(r#"http_server_requests_total{route="/openapi.json",method="GET",status="200"} 1"#));
+    assert!(metrics.contains(r#"daybook_http_requests_total{method="GET",route="/openapi.json",status="200"} 1"#));
     let page = daybook.get("", "/docs").send().await.unwrap();
     assert_eq!(page.status(), StatusCode::OK);
     let page = page.text().await.unwrap();
