@@ -9,9 +9,7 @@ use std::time::{Instant, SystemTime};
 use event_store::traceparent;
 use ledger_core::Command;
 use opentelemetry::global::BoxedTracer;
-use opentelemetry::trace::{
-    Link, Span, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
-};
+use opentelemetry::trace::{Link, Span, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer};
 use opentelemetry::{Context, KeyValue, global};
 
 /// Of a command in a sampled trace.

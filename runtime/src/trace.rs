@@ -149,9 +149,9 @@ pub(crate) fn parse(value: &str) -> Option<SpanContext> {
     let (known, rest) = value.split_at_checked(TRACEPARENT_BYTES)?;
     let mut parts = known.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let well_formed = [(version, 2), (trace, 32), (span, 16), (flags, 2)]
-        .into_iter()
-        .all(|(part, length)| part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    let well_formed = [(version, 2), (trace, 32), (span, 16), (flags, 2)].into_iter().all(|(part, length)| {
+        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    });
     let complete = rest.is_empty() || version != "00" && rest.starts_with('-');
     if !well_formed || !complete || version == "ff" || parts.next().is_some() {
         return None;
