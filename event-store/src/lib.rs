@@ -22,7 +22,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 pub use commit::{Commit, Draft, Head, OpenCommit};
-pub use log::{EventFilter, Log};
+pub use log::{Behind, EventFilter, Log};
 pub use pool::{pool_options, within};
 pub use reader::Reader;
 pub use record::RecordedEvent;

@@ -25,6 +25,15 @@ pub struct EventFilter {
     pub event_type: Option<String>,
 }
 
+/// How far somebody who has the log up to some commit is behind it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Behind {
+    pub commits: i64,
+    pub events: i64,
+    /// How old the first commit is that it does not have, by the database's clock; 0 if it has all.
+    pub seconds: f64,
+}
+
 /// Payloads and metadata in one page of commits; its last commit may go beyond it.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -45,6 +54,22 @@ impl Log {
     pub async fn head(&self) -> Result<Head, StoreError> {
         let mut connection = self.pool.acquire().await?;
         head(&mut connection).await
+    }
+
+    /// How far the log goes beyond a commit.
+    pub async fn behind(&self, commit: i64) -> Result<Behind, StoreError> {
+        let row = sqlx::query(
+            "select head.number - $1 as commits, head.last_position - coalesce(own.last_position, 0) as events,
+                    coalesce(extract(epoch from clock_timestamp() - next.recorded_at), 0)::float8 as seconds
+             from (select number, last_position from ledger.commits order by number desc limit 1) head
+             left join ledger.commits own on own.number = $1
+             left join ledger.commits next on next.number = $1 + 1",
+        )
+        .bind(commit)
+        .fetch_one(&self.pool)
+        .await?;
+        let seconds: f64 = row.try_get("seconds")?;
+        Ok(Behind { commits: row.try_get("commits")?, events: row.try_get("events")?, seconds: seconds.max(0.0) })
     }
 
     /// Whole commits after the given one, without a gap: at most `events_max` events and some 4 MiB of them, but one
