@@ -24,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::bus;
 use crate::bus::FeedSettings;
+use crate::metrics::Following;
 
 /// A contiguous run of commits for one consumer.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub struct Follow {
     /// After a failure: not before then, and how long after the next one.
     resume: Instant,
     pause: Duration,
+    metrics: Following,
 }
 
 /// Why there is no next page. [`FeedError::is_final`] says whether asking again can help.
@@ -112,7 +114,14 @@ impl Follow {
             heard: false,
             resume: now,
             pause: PAUSE_MIN,
+            metrics: Following::of("other"),
         }
+    }
+
+    /// Counts under a name of its own: one word for each consumer, from the code.
+    #[must_use]
+    pub fn named(self, follower: &'static str) -> Self {
+        Self { metrics: Following::of(follower), ..self }
     }
 
     /// The next page: one whole commit at least, at most some 1,000 events and 4 MiB; waits until there is one.
@@ -189,6 +198,7 @@ impl Follow {
             }
             end = End { position: commit.last, chain: commit.chain };
         }
+        self.metrics.from_log.inc_by(commits.len() as u64);
         Ok(self.hand_out(end, commits.into_iter().map(Arc::new).collect()))
     }
 
@@ -201,7 +211,7 @@ impl Follow {
         let mut gap = false;
         while let Some(arrived) = message {
             match arrived {
-                Some(commit) if commit.number <= last => {} // read in Postgres meanwhile
+                Some(commit) if commit.number <= last => self.metrics.repeats.inc(), // read in Postgres meanwhile
                 Some(commit) if follows(&commit, last, &end) => {
                     last = commit.number;
                     end = End { position: commit.last, chain: commit.chain };
@@ -212,6 +222,7 @@ impl Follow {
                 }
                 _ => {
                     (self.behind, gap) = (true, true);
+                    self.metrics.gaps.inc();
                     break;
                 }
             }
@@ -231,6 +242,7 @@ impl Follow {
         }
         self.behind = gap;
         self.heard = true;
+        self.metrics.from_bus.inc_by(page.len() as u64);
         Ok(self.hand_out(end, page))
     }
 
@@ -268,7 +280,9 @@ impl Follow {
     }
 
     fn is_live(&self) -> bool {
-        self.bus.as_ref().is_some_and(|bus| bus.shared.live.load(Ordering::Relaxed))
+        let live = self.bus.as_ref().is_some_and(|bus| bus.shared.live.load(Ordering::Relaxed));
+        self.metrics.live.set(live.into());
+        live
     }
 }
 

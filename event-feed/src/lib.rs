@@ -10,6 +10,7 @@
 mod bus;
 mod follow;
 mod inspect;
+mod metrics;
 mod obstacle;
 pub mod relay;
 
@@ -17,4 +18,5 @@ pub use bus::FeedSettings;
 pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError, pool_options, within};
 pub use follow::{FeedError, Follow};
 pub use inspect::{Inspection, JetStream, Stream, inspect};
+pub use metrics::{show_lag, show_relay_lag};
 pub use obstacle::Obstacle;

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::bus;
 use crate::bus::FeedSettings;
+use crate::metrics::RELAY;
 
 /// Carries the log to the bus until a stop is wanted. Either of the two may go away and come back meanwhile.
 pub async fn run(log: Log, settings: FeedSettings, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -126,12 +127,14 @@ impl Relay {
 
     /// Answers the state before.
     fn enter(&self, state: State) -> State {
+        RELAY.connected.set(matches!(state, State::Relaying).into());
         std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state)
     }
 
     /// The log was read and the stream took what there was: not before, or a log that cannot be read would look like an
     /// outage that ends ten times a second.
     fn works(&self, cursor: &Cursor) {
+        RELAY.reached(cursor.relayed);
         if !matches!(self.enter(State::Relaying), State::Relaying) {
             tracing::info!(stream = self.settings.stream, base = cursor.base, commit = cursor.relayed, "relaying");
         }
@@ -216,6 +219,7 @@ impl Relay {
         // Another relay may do the same at this moment: made twice alike it is one stream, and unlike it is an error here.
         let making = bus.jetstream.create_stream(bus::config(name, head.commit));
         let made = bus.during(async { making.await.context("making the stream") }).await?;
+        RELAY.streams_made.inc();
         let examined = self.examine(bus, log, &made, &head).await?;
         examined.map_err(|reason| anyhow!("the bus did not make the stream that was asked for: {reason}"))
     }
@@ -283,7 +287,10 @@ async fn publish(
     }
     for (commit, ack) in commits.iter().zip(acks) {
         match ack.await {
-            Ok(ack) if ack.sequence == cursor.sequence_of(commit.number) => cursor.relayed = commit.number,
+            Ok(ack) if ack.sequence == cursor.sequence_of(commit.number) => {
+                cursor.relayed = commit.number;
+                RELAY.published.inc();
+            }
             Ok(ack) => anyhow::bail!("commit {} came to lie at sequence {}", commit.number, ack.sequence),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => return Ok(Some(Outdated)),
             // Nobody takes what is published under this base.

@@ -45,7 +45,12 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn health(log: Log, relay: Relay) -> Health {
+    let head = log.clone();
     Health::new()
+        .sample("relay", Duration::from_secs(10), move || {
+            let log = head.clone();
+            async move { event_feed::show_relay_lag(&log).await }
+        })
         .check("log", Duration::from_secs(2), move || {
             let log = log.clone();
             async move { log.head().await.map(|_| ()) }
