@@ -44,6 +44,7 @@ create table workflows.top_ups (
 );
 create index top_ups_due on workflows.top_ups (due_at) where due_at is not null;
 create index top_ups_wallet on workflows.top_ups (wallet_id) where state in ('DECIDED', 'BLOCKED'); -- to book once it is free
+create index top_ups_alert on workflows.top_ups (transaction_id) where alert is not null; -- few: what a person should look at
 create index top_ups_reference on workflows.top_ups (bank_reference) where bank_reference is not null;
 
 -- Every call to the outside and every command, written before it is made. Without an outcome: under way, or nobody

@@ -10,6 +10,7 @@
 mod balances;
 mod entries;
 mod events;
+mod metrics;
 mod page;
 mod partners;
 mod project;

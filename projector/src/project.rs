@@ -18,8 +18,9 @@ use runtime::shutdown::Shutdown;
 use runtime::trace::{KeyValue, SpanKind, Stage};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Mutex, MutexGuard, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::metrics::METRICS;
 use crate::page::{Page, PageError};
 use crate::{VIEWS, View, options};
 
@@ -98,6 +99,7 @@ pub async fn follow(settings: Settings, progress: Progress, shutdown: Shutdown) 
             pause = PAUSE_MIN;
             told = false;
         }
+        METRICS.interruptions.inc();
         if !is_passing(&error) {
             return Err(error);
         }
@@ -127,7 +129,7 @@ async fn session(
 ) -> anyhow::Result<std::convert::Infallible> {
     let (mut position, commit) = level(pool, log).await?;
     progress.reached(position);
-    let mut follow = Follow::start(log.clone(), feed.clone(), commit).await;
+    let mut follow = Follow::start(log.clone(), feed.clone(), commit).await.named("projector");
     loop {
         // Commits here do not wait for the disk, so a crash of Postgres may take the last ones back. If it is up again
         // before we ask it anything, no error tells; with nothing new to write, only looking does.
@@ -143,8 +145,10 @@ async fn session(
         };
         let traces = commits.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
         let stage = Stage::begin("project", SpanKind::Consumer, traces);
+        let begun = Instant::now();
         let page = read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
+        METRICS.projected(page.position - position, begun.elapsed());
         if let Some(stage) = stage {
             stage.end([
                 KeyValue::new("daybook.page.events", page.position - position),

@@ -3,6 +3,7 @@
 //! Every answer carries the position that it reflects, read in the same statement as its rows.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use api_contract::{Access, Client, CursorKey, Freshness, Page, Problem, Scope, Seal};
@@ -19,7 +20,8 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 use utoipa::OpenApi;
 
-use crate::{Progress, balances, entries, events, options, partners, transactions, wallets};
+use crate::metrics::METRICS;
+use crate::{Progress, balances, entries, events, metrics, options, partners, transactions, wallets};
 
 /// The state of the routes. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +37,9 @@ pub(crate) struct Found<T> {
     pub(crate) position: i64,
     pub(crate) item: T,
 }
+
+/// For what `/metrics` asks the database.
+const SAMPLE_TIME: Duration = Duration::from_secs(10);
 
 /// Queries at one time; more wait.
 const CONNECTIONS: u32 = 16;
@@ -62,6 +67,17 @@ impl Queries {
         let pool = event_store::pool_options(CONNECTIONS).acquire_timeout(CONNECTING);
         let log = Log::new(pool.connect_with(options).await?);
         Ok(Self { log, access, cursors: CursorKey::new(seal), progress })
+    }
+
+    /// Adds what `/metrics` asks the database: how far the views are behind.
+    #[must_use]
+    pub fn sampled(&self, health: Health) -> Health {
+        LazyLock::force(&METRICS);
+        let queries = self.clone();
+        health.sample("views", SAMPLE_TIME, move || {
+            let queries = queries.clone();
+            async move { metrics::show_lag(queries.pool()).await }
+        })
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -199,7 +215,7 @@ pub fn routes(queries: Queries) -> Router {
 /// What must hold for queries to be answered.
 pub fn health(queries: &Queries) -> Health {
     let queries = queries.clone();
-    Health::new().check("views", Duration::from_secs(2), move || {
+    queries.sampled(Health::new()).check("views", Duration::from_secs(2), move || {
         let pool = queries.pool().clone();
         async move { sqlx::query("select from checkpoints").fetch_all(&pool).await.map(|_| ()) }
     })

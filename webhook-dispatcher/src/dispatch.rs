@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::Dispatcher;
 use crate::endpoints::{self, DisabledReason};
+use crate::metrics::Attempt;
 use crate::send::{Attempted, DEADLINE, Due, Outcome, UNKNOWN};
 
 /// Attempts under way at once: of all endpoints together, and of each.
@@ -76,7 +77,10 @@ pub(crate) async fn run(dispatcher: &Dispatcher, shutdown: &Shutdown) {
                     let place = busy.take(due.endpoint);
                     let dispatcher = dispatcher.clone();
                     sending.spawn(async move {
+                        let attempt = Attempt::begin();
                         let attempted = dispatcher.sender.send(&due).await;
+                        attempt.ended(&attempted);
+                        drop(attempt);
                         record_persistently(&dispatcher, &due, &attempted).await;
                         drop(place);
                     });

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::Dispatcher;
+use crate::metrics::METRICS;
 use crate::notice::{self, EVERYTHING, Notice, NoticeError};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -82,7 +83,7 @@ async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), Fan
     let checkpoint = within(READING, checkpoint.fetch_one(dispatcher.pool())).await?;
     dispatcher.reached(checkpoint.try_get("position")?);
     let after = checkpoint.try_get("commit_number")?;
-    let mut feed = Follow::start(dispatcher.log.clone(), dispatcher.feed.clone(), after).await;
+    let mut feed = Follow::start(dispatcher.log.clone(), dispatcher.feed.clone(), after).await.named("webhooks");
     loop {
         let page = feed.next().await?;
         let traces = page.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
@@ -95,6 +96,7 @@ async fn follow(dispatcher: &Dispatcher, pause: &mut Duration) -> Result<(), Fan
         if let Some(stage) = stage {
             stage.end([KeyValue::new("daybook.page.deliveries", i64::try_from(made).unwrap_or(i64::MAX))]);
         }
+        METRICS.made.inc_by(made as u64);
         dispatcher.obstacle.passed();
         *pause = PAUSE_MIN;
         if 0 < made {

@@ -16,6 +16,7 @@ mod deliveries;
 mod dispatch;
 mod endpoints;
 mod fan_out;
+mod metrics;
 mod notice;
 mod schedule;
 mod send;
@@ -24,7 +25,7 @@ mod target;
 
 use std::fmt::Display;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use api_contract::{Access, Act, Client, CursorKey, Freshness, Problem, Seal};
@@ -42,6 +43,7 @@ use utoipa::OpenApi;
 
 pub use schedule::{InvalidSchedule, Schedule};
 
+use metrics::METRICS;
 use send::Sender;
 use target::Reach;
 
@@ -84,6 +86,9 @@ const CONNECTIONS: u32 = 12;
 /// The server ends what takes longer, such as waiting for a lock whose holder is stuck; it is tried again or answered 503.
 const STATEMENT_TIME: &str = "30s";
 
+/// For what `/metrics` asks the database.
+const SAMPLE_TIME: Duration = Duration::from_secs(10);
+
 /// More than this apart from Postgres, and receivers will find our timestamps wrong.
 const CLOCK_SKEW_MAX: time::Duration = time::Duration::seconds(2);
 
@@ -119,6 +124,17 @@ impl Dispatcher {
     /// What keeps deliveries from being made, if anything does that will not pass.
     pub fn obstacle(&self) -> &Obstacle {
         &self.obstacle
+    }
+
+    /// Adds what `/metrics` asks the database: how far behind the deliveries are, and how many wait.
+    #[must_use]
+    pub fn sampled(&self, health: Health) -> Health {
+        LazyLock::force(&METRICS);
+        let dispatcher = self.clone();
+        health.sample("webhooks", SAMPLE_TIME, move || {
+            let dispatcher = dispatcher.clone();
+            async move { metrics::show_backlog(&dispatcher).await }
+        })
     }
 
     fn pool(&self) -> &PgPool {
@@ -177,7 +193,8 @@ pub fn health(dispatcher: &Dispatcher) -> Health {
     let limit = Duration::from_secs(2);
     let pool = dispatcher.pool().clone();
     let obstacle = dispatcher.obstacle().clone();
-    let health = Health::new().check("webhooks-log", limit, move || std::future::ready(obstacle.check()));
+    let health =
+        dispatcher.sampled(Health::new()).check("webhooks-log", limit, move || std::future::ready(obstacle.check()));
     health.check("webhooks-database-and-clock", limit, move || {
         let pool = pool.clone();
         async move {

@@ -109,6 +109,18 @@ pub(crate) struct Sender {
 }
 
 impl Outcome {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Delivered,
+        Self::Status,
+        Self::Redirect,
+        Self::Timeout,
+        Self::Connect,
+        Self::Tls,
+        Self::BlockedAddress,
+        Self::NoAnswer,
+        Self::NotSigned,
+    ];
+
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",

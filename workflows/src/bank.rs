@@ -122,12 +122,7 @@ impl Bank {
         }
     }
 
-    pub(crate) async fn ask(
-        &self,
-        token: &str,
-        money: Money,
-        traceparent: Option<&str>,
-    ) -> Result<Standing, NoAnswer> {
+    pub(crate) async fn ask(&self, token: &str, money: Money, traceparent: Option<&str>) -> Result<Standing, NoAnswer> {
         let request = self.http.get(format!("{}/bank/payments/{token}", self.url));
         self.standing(traced(request, traceparent), money).await
     }

@@ -49,7 +49,7 @@ fn is_lasting(error: &anyhow::Error) -> bool {
 async fn follow(feed: &FeedSettings, top_ups: &TopUps, obstacle: &Obstacle, pause: &mut Pause) -> anyhow::Result<()> {
     let pool = top_ups.pool();
     let mut checkpoint = within(READING, checkpoint(pool)).await.context("reading the checkpoint")?;
-    let mut follow = Follow::start(top_ups.log().clone(), feed.clone(), checkpoint).await;
+    let mut follow = Follow::start(top_ups.log().clone(), feed.clone(), checkpoint).await.named("workflows");
     loop {
         let page = follow.next().await.context("the feed")?;
         let Some(last) = page.last() else { continue };

@@ -13,24 +13,30 @@ mod commands;
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod laws;
+mod metrics;
 mod pause;
 mod top_up;
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
 use axum::routing::post;
 use event_feed::{FeedSettings, Log, Obstacle};
+use runtime::health::Health;
 use runtime::shutdown::Shutdown;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use utoipa::OpenApi;
 
 use crate::callbacks::Callbacks;
+use crate::metrics::METRICS;
 use crate::top_up::{Lane, TopUps};
+
+/// For what `/metrics` asks the database.
+const SAMPLE_TIME: Duration = Duration::from_secs(10);
 
 /// Where everything is, and how long to wait for it.
 #[derive(Clone)]
@@ -119,6 +125,22 @@ impl State {
     /// What keeps the log from being followed, if anything does that will not pass.
     pub fn obstacle(&self) -> &Obstacle {
         &self.obstacle
+    }
+
+    /// Adds what `/metrics` asks the database: how far behind the workflows are, and how much is under way.
+    #[must_use]
+    pub fn sampled(&self, health: Health) -> Health {
+        LazyLock::force(&METRICS);
+        let top_ups = self.callbacks.top_ups.clone();
+        health.sample("workflows", SAMPLE_TIME, move || {
+            let top_ups = top_ups.clone();
+            async move {
+                let checkpoint = follow::checkpoint(top_ups.pool()).await?;
+                event_feed::show_lag(top_ups.log(), "workflows", checkpoint).await?;
+                metrics::show_open(top_ups.pool()).await?;
+                anyhow::Ok(())
+            }
+        })
     }
 
     /// The log as the workflows read it, for health checks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use event_feed::{FeedSettings, Log, Obstacle};
+use event_feed::FeedSettings;
 use runtime::health::Health;
 use runtime::http::Limits;
 use tokio::net::TcpListener;
@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.listen).await.context("binding")?;
     let state = State::new(&options.settings().await?)?;
     let routes = api_contract::layer(workflows::routes(state.clone()));
-    let router = routes.merge(health(state.log().clone(), state.obstacle().clone()).router());
+    let router = routes.merge(health(&state).router());
     tracing::info!(address = %listener.local_addr()?, "workflows");
     let served = runtime::http::serve(listener, router, Limits::default(), shutdown.clone());
     let (served, ()) = tokio::join!(served, state.run(shutdown.clone()));
@@ -92,9 +92,10 @@ fn secret(name: &str) -> anyhow::Result<String> {
     Ok(value)
 }
 
-fn health(log: Log, obstacle: Obstacle) -> Health {
+fn health(state: &State) -> Health {
+    let (log, obstacle) = (state.log().clone(), state.obstacle().clone());
     let limit = Duration::from_secs(2);
-    let health = Health::new().check("following", limit, move || std::future::ready(obstacle.check()));
+    let health = state.sampled(Health::new()).check("following", limit, move || std::future::ready(obstacle.check()));
     health.check("log", limit, move || {
         let log = log.clone();
         async move { log.head().await.map(|_| ()) }

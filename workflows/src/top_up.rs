@@ -33,12 +33,13 @@ use sqlx::{PgConnection, PgPool, Row};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::bank::{Bank, Standing, Word};
 use crate::call::NoAnswer;
 use crate::commands::{Commands, Reply};
+use crate::metrics::METRICS;
 use crate::pause::{self, Pause};
 use crate::{Settings, Times};
 
@@ -397,6 +398,21 @@ pub(crate) enum Verdict {
     Conflict,
 }
 
+impl Verdict {
+    /// For the metrics.
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Quarantined => "quarantined",
+            Self::Accepted(_) => "accepted",
+            Self::Known => "known",
+            Self::Mismatch => "mismatch",
+            Self::Contrary => "contrary",
+            Self::Second => "second",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
 impl TopUps {
     pub(crate) async fn knows(&self, token: &str) -> sqlx::Result<bool> {
         sqlx::query_scalar("select exists (select from workflows.top_ups where token = $1)")
@@ -420,6 +436,7 @@ impl TopUps {
             _ => return Err(unreadable("verdict")),
         };
         tx.commit().await?;
+        METRICS.callback(verdict.label());
         Ok(verdict)
     }
 
@@ -713,10 +730,12 @@ impl TopUps {
     }
 
     async fn take_step(&self, due: Due) {
+        let begun = Instant::now();
         let brought = match timeout(self.times.attempt(), self.attempt(&due)).await {
             Ok(brought) => brought,
             Err(_) => Brought::Nothing { why: "the attempt took too long".to_owned(), wait: Duration::ZERO },
         };
+        METRICS.step(due.step.name(), brought.label(), begun.elapsed());
         let next = due.next(&brought, &self.times);
         match within(ANSWERING, self.record(&due, &brought, &next)).await {
             Ok(true) => {
@@ -989,6 +1008,20 @@ impl Lane {
 }
 
 impl Brought {
+    /// For the metrics, without what others wrote.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Standing(Standing::Pending) => "pending",
+            Self::Standing(Standing::Decided { .. }) => "decided",
+            Self::Standing(Standing::NotKnown) => "not_known",
+            Self::Standing(Standing::Refused(_)) => "refused",
+            Self::Standing(Standing::OtherMoney(_)) => "other_money",
+            Self::Ended { .. } => "ended",
+            Self::Blocked(_) => "blocked",
+            Self::Nothing { .. } => "unknown",
+        }
+    }
+
     /// For the attempt's row.
     fn describe(&self) -> String {
         match self {
