@@ -86,8 +86,10 @@ create table ledger.events (
 create unique index events_key on ledger.events (key_hash) where key_hash is not null;
 
 -- Whose turn it is to append. Carries no correctness: without it a writer that lost once would go on losing.
-create table ledger.turn (the_only_one boolean primary key default true check (the_only_one));
-insert into ledger.turn default values;
+-- An append locks the row of its commit's number first, even or odd, so that two who want the same number queue before
+-- they have written anything; then the last row, which the append before it holds until it is committed.
+create table ledger.turn (place smallint primary key check (place in (0, 1, 2))); -- even, odd, now
+insert into ledger.turn values (0), (1), (2);
 
 -- The engine's book as it was at a position of the log: what a start begins with, and where wallets rest that nobody
 -- touches. All of it follows from the log. With no engine running it may be emptied; the next start folds the log anew.
@@ -118,6 +120,9 @@ create table ledger.book_partners (
 
 -- Appends one commit and its events. The commit row goes in first: it is the only place where two writers meet,
 -- and with events first two appends could deadlock.
+-- A writer's next commit may come before the one it follows is through (`p_ahead`): then the dear part, its events, goes
+-- in beside that one, and its commit row once that one has ended. Nobody else is writing events meanwhile: who wants the
+-- same number waits before it begins, and the two have no key in common, for one engine decided both.
 -- It runs with its owner's rights, and is the only way in: whoever may call it can still not leave an event without its
 -- commit, or a commit without its events.
 create function ledger.append(
@@ -125,14 +130,17 @@ create function ledger.append(
     p_recorded_at timestamptz,
     p_aggregate_types text[], p_aggregate_ids text[], p_sequences bigint[], p_event_types text[], p_event_versions text[],
     p_payloads text[], p_metadata text[], p_command_ids uuid[], p_leaf_hashes bytea[], p_key_hashes bytea[],
-    p_request_hashes bytea[]
+    p_request_hashes bytea[], p_ahead boolean default false
 ) returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform 1 from ledger.turn for no key update;
-    insert into ledger.commits
-        (number, first_position, last_position, previous_number, previous_last, previous_chain, root, chain, recorded_at)
-    values (p_number, p_first, p_first + cardinality(p_sequences) - 1, p_number - 1, p_previous_last, p_previous_chain,
-            p_root, p_chain, p_recorded_at);
+    perform 1 from ledger.turn where place = p_number % 2 for no key update;
+    if not p_ahead then
+        perform 1 from ledger.turn where place = 2 for no key update;
+        insert into ledger.commits
+            (number, first_position, last_position, previous_number, previous_last, previous_chain, root, chain, recorded_at)
+        values (p_number, p_first, p_first + cardinality(p_sequences) - 1, p_number - 1, p_previous_last, p_previous_chain,
+                p_root, p_chain, p_recorded_at);
+    end if;
     insert into ledger.events
         (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, position, commit_number,
          command_id, recorded_at, leaf_hash, key_hash, request_hash)
@@ -142,6 +150,13 @@ begin
                 p_command_ids, p_leaf_hashes, p_key_hashes, p_request_hashes) with ordinality
          as e (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, command_id, leaf_hash,
                key_hash, request_hash, place);
+    if p_ahead then
+        perform 1 from ledger.turn where place = 2 for no key update; -- the one before has it until it is committed
+        insert into ledger.commits
+            (number, first_position, last_position, previous_number, previous_last, previous_chain, root, chain, recorded_at)
+        values (p_number, p_first, p_first + cardinality(p_sequences) - 1, p_number - 1, p_previous_last, p_previous_chain,
+                p_root, p_chain, p_recorded_at);
+    end if;
 end
 $$;
 

@@ -7,8 +7,8 @@ use api_contract::{LEDGER_POSITION, Problem, TransactionBody, WalletBody};
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ledger_core::{Balance, Command, CommandEvent, Event, Failure, Timestamp, TransactionEvent, WalletEvent};
-use ledger_engine::{CommandError, Receipt};
+use ledger_core::{Balance, Command, CommandEvent, Event, Failure, TransactionEvent, WalletEvent};
+use ledger_engine::{CommandError, Happened, Receipt};
 use serde::{Deserialize, Serialize};
 
 use crate::Commands;
@@ -28,12 +28,6 @@ pub(crate) struct Done {
 pub(crate) struct Recorded {
     position: i64,
     replayed: bool,
-}
-
-pub(crate) struct Happened {
-    pub(crate) event: Event,
-    pub(crate) position: i64,
-    pub(crate) recorded_at: Timestamp,
 }
 
 /// What was asked for, with the headers that every command's answer has.
@@ -74,7 +68,7 @@ impl Commands {
     async fn record(&self, command: Command) -> Result<Done, Refused> {
         let receipt = self.ledger.execute(command).await?;
         let recorded = Recorded { position: receipt.position(), replayed: receipt.replayed };
-        let stream = read(&receipt.stream)?;
+        let stream = receipt.happened_in_stream().map_err(|error| Problem::internal(&error))?;
         Ok(Done { recorded, stream, receipt })
     }
 }
@@ -120,7 +114,7 @@ impl Done {
 
     /// All events of the command, of whatever stream.
     pub(crate) fn events(&self) -> Result<Vec<Happened>, Problem> {
-        read(&self.receipt.events)
+        self.receipt.happened().map_err(|error| Problem::internal(&error))
     }
 }
 
@@ -231,14 +225,6 @@ impl From<CommandError> for Refused {
         }
         Self { problem, recorded: None }
     }
-}
-
-fn read(events: &[event_store::RecordedEvent]) -> Result<Vec<Happened>, Problem> {
-    let happened = |recorded: &event_store::RecordedEvent| {
-        let event = recorded.read().map_err(|error| Problem::internal(&error))?;
-        Ok(Happened { event, position: recorded.position, recorded_at: recorded.recorded_at })
-    };
-    events.iter().map(happened).collect()
 }
 
 /// Why the ledger refused the command, if that is what happened; and which transaction this would have become.

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use api_contract::{JsonMax, Problem, refuse};
 use axum::extract::State;
 use ledger_core::{Action, Event, TransactionEvent, TransactionId};
+use ledger_engine::Happened;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Commands;
-use crate::answer::{self, Answer, Happened, Refused};
+use crate::answer::{self, Answer, Refused};
 use crate::call::{Call, MovingMoney};
 use crate::openapi::ProblemDocument;
 use crate::transactions::{Transfer, mint, now};

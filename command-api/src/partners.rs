@@ -8,12 +8,13 @@ use axum::extract::State;
 use ledger_core::{
     Action, ClientId, Command, Currency, Event, PartnerEvent, PartnerId, Timestamp, WalletEvent, WalletId, WalletKind,
 };
+use ledger_engine::Happened;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::Commands;
-use crate::answer::{self, Answer, Done, Happened, Refused};
+use crate::answer::{self, Answer, Done, Refused};
 use crate::call::{Call, Registering};
 use crate::credentials::{self, FollowError};
 

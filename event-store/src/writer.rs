@@ -3,7 +3,7 @@
 //! The commit row is the only place where two writers meet. The second waits for the first one's row and then
 //! fails on its number; the foreign key to the previous commit refuses a gap, a fork, and a writer whose head is
 //! not in this log. So no session lock, lease or sequence carries correctness here. Fairness is a second matter:
-//! a writer that lost takes `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again. Since all others wait
+//! a writer that lost takes all of `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again. Since all others wait
 //! for that row, the server takes it back from a holder that has gone quiet.
 //!
 //! Left out: what to do about a failure. That is `ledger-engine`'s.
@@ -63,12 +63,27 @@ impl Writer {
         Ok(Self { options: options(database_url, "daybook_ledger")?, connection: None, has_turn: false })
     }
 
+    /// One more, to the same server; it connects when it is first used.
+    pub fn another(&self) -> Self {
+        Self { options: self.options.clone(), connection: None, has_turn: false }
+    }
+
     /// Appends one commit. After [`Writer::take_turn`] it ends that turn, whatever comes of it.
     pub async fn append(&mut self, commit: &Commit) -> Result<(), AppendError> {
+        self.append_as(commit, false).await
+    }
+
+    /// Appends one commit while another writer of this process is appending the one it follows: the database does most of
+    /// the work for both at once. [`AppendError::WentBack`] then may mean no more than that it came too early.
+    pub async fn append_ahead(&mut self, commit: &Commit) -> Result<(), AppendError> {
+        self.append_as(commit, true).await
+    }
+
+    async fn append_as(&mut self, commit: &Commit, ahead: bool) -> Result<(), AppendError> {
         let had_turn = std::mem::take(&mut self.has_turn);
         let connection = self.connection().await.map_err(AppendError::NotDone)?;
         let append = async {
-            insert(connection, commit).await?;
+            insert(connection, commit, ahead).await?;
             if had_turn {
                 sqlx::query("commit").execute(connection).await?;
             }
@@ -93,7 +108,9 @@ impl Writer {
         let read = async {
             if !has_turn {
                 sqlx::query("begin").execute(&mut *connection).await?;
-                sqlx::query("select from ledger.turn for no key update").execute(&mut *connection).await?;
+                // In the order in which an append takes them.
+                let turn = "select from ledger.turn order by place for no key update";
+                sqlx::query(turn).execute(&mut *connection).await?;
             }
             log::commits_after(connection, commit, events_max).await
         };
@@ -176,7 +193,8 @@ impl Writer {
             return AppendError::Unknown(error.to_string());
         };
         let sorted = match (refusal.code(), refusal.constraint()) {
-            ("23505", Some("commits_pkey" | "commits_head")) => AppendError::Lost,
+            // One that was sent ahead meets the other's events before its commit.
+            ("23505", Some("commits_pkey" | "commits_head" | "events_position")) => AppendError::Lost,
             // An event's place is looked at before its key: a command that comes again with the same ids meets that first.
             ("23505", Some("events_key" | "events_stream")) => AppendError::KeyTaken,
             ("23503", Some("commits_previous")) => AppendError::WentBack,
@@ -192,13 +210,13 @@ impl Writer {
     }
 }
 
-async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+async fn insert(connection: &mut PgConnection, commit: &Commit, ahead: bool) -> Result<(), sqlx::Error> {
     let events = &commit.events;
     let texts = |of: fn(&RecordedEvent) -> &str| events.iter().map(of).collect::<Vec<_>>();
     let recorded_at = commit.head().recorded_at.date_time();
     // json columns are bound as text and cast: sqlx would bind jsonb, which reorders keys.
     sqlx::query(
-        "select ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+        "select ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     )
     .bind(commit.number)
     .bind(commit.first)
@@ -218,6 +236,7 @@ async fn insert(connection: &mut PgConnection, commit: &Commit) -> Result<(), sq
     .bind(events.iter().map(|event| event.leaf_hash.as_slice()).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.key_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.request_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())
+    .bind(ahead)
     .execute(connection)
     .await?;
     Ok(())

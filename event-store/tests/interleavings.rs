@@ -2,8 +2,8 @@
 //! line of whole commits.
 //!
 //! Nothing here depends on time. A test holds a transaction open, sees in the server's own tables that the other append
-//! waits for it, and then lets go. Each meeting is tried twice: with the row in `ledger.turn`, which makes writers
-//! queue, and without it, for that row may carry no correctness.
+//! waits for it, and then lets go. Each meeting is tried twice: with the rows of `ledger.turn`, which make writers
+//! queue, and without them, for they may carry no correctness.
 //!
 //! Left out: what an engine makes of a refusal (ledger-engine), and appends one after another (`log.rs`).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
@@ -57,7 +57,7 @@ impl Ledger {
         let mut owner = PgConnection::connect(database.url()).await.unwrap();
         if matches!(turn, Turn::Gone) {
             let deleted = sqlx::query("delete from ledger.turn").execute(&mut owner).await.unwrap();
-            assert_eq!(deleted.rows_affected(), 1);
+            assert_eq!(deleted.rows_affected(), 3);
         }
         let genesis = log.head().await.unwrap();
         Self { database, log, owner, genesis }
@@ -75,13 +75,18 @@ impl Ledger {
 
     /// Returns once some backend's append waits for another one's, and for nothing else.
     async fn one_waits(&mut self) {
+        self.wait(1).await;
+    }
+
+    /// Returns once so many backends' appends wait.
+    async fn wait(&mut self, appends: i64) {
         let query = "select count(*) from pg_stat_activity
                      where datname = current_database() and pid <> pg_backend_pid() and query like '%ledger.append%'
                            and cardinality(pg_blocking_pids(pid)) <> 0";
         let deadline = Instant::now() + PATIENCE;
         loop {
             let waiting: i64 = sqlx::query_scalar(query).fetch_one(&mut self.owner).await.unwrap();
-            if waiting == 1 {
+            if waiting == appends {
                 return;
             }
             assert!(Instant::now() < deadline, "{waiting} appends wait");
@@ -205,6 +210,15 @@ fn spawn(mut writer: Writer, commit: &Commit) -> JoinHandle<(Writer, Result<(), 
     let commit = commit.clone();
     tokio::spawn(async move {
         let outcome = writer.append(&commit).await;
+        (writer, outcome)
+    })
+}
+
+/// The same, sent before the commit that it follows is through.
+fn spawn_ahead(mut writer: Writer, commit: &Commit) -> JoinHandle<(Writer, Result<(), AppendError>)> {
+    let commit = commit.clone();
+    tokio::spawn(async move {
+        let outcome = writer.append_ahead(&commit).await;
         (writer, outcome)
     })
 }
@@ -365,6 +379,94 @@ async fn an_append_that_is_taken_back_or_cut_off_leaves_its_place_to_the_one_tha
             assert_eq!(ended(waiting).await.1, "appended", "turn {turn:?}, cut {cut}");
             ledger.holds(&[&second]).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_sent_ahead_goes_in_after_the_one_that_it_follows_and_before_whoever_came_later() {
+    for turn in [Turn::Kept, Turn::Gone] {
+        let mut ledger = Ledger::new(turn).await;
+        let first = seal(&ledger.genesis, &[draft(1, Some(1))]);
+        let second = seal(&first.head(), &[draft(2, Some(2)), draft(3, None)]);
+        let later = seal(&first.head(), &[draft(4, Some(4))]);
+        let mut holder = ledger.session().await;
+        holder.run("begin").await;
+        holder.append(&first).await.unwrap();
+        let ahead = spawn_ahead(ledger.writer(), &second);
+        if matches!(turn, Turn::Gone) {
+            // Nothing tells it to wait: it came too early, and may come again.
+            let (mut writer, outcome) = ended(ahead).await;
+            assert_eq!(outcome, "went back");
+            ledger.holds(&[]).await;
+            holder.run("commit").await;
+            writer.append(&second).await.unwrap();
+        } else {
+            ledger.one_waits().await;
+            ledger.holds(&[]).await;
+            let other = spawn(ledger.writer(), &later);
+            ledger.wait(2).await;
+            holder.run("commit").await;
+            assert_eq!(ended(ahead).await.1, "appended");
+            assert_eq!(ended(other).await.1, "lost");
+        }
+        ledger.holds(&[&first, &second]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_sent_ahead_leaves_nothing_when_the_one_that_it_follows_does_not_go_in() {
+    for end in ["taken back", "cut off", "another took its number"] {
+        let mut ledger = Ledger::new(Turn::Kept).await;
+        let first = seal(&ledger.genesis, &[draft(1, Some(1))]);
+        let second = seal(&first.head(), &[draft(2, Some(2))]);
+        let other = seal(&ledger.genesis, &[draft(1, Some(1)), draft(5, None)]);
+        let mut holder = ledger.session().await;
+        holder.run("begin").await;
+        let held = if end == "another took its number" { &other } else { &first };
+        holder.append(held).await.unwrap();
+        let ahead = spawn_ahead(ledger.writer(), &second);
+        ledger.one_waits().await;
+        match end {
+            "taken back" => holder.run("rollback").await,
+            "cut off" => {
+                let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut holder.0).await.unwrap();
+                sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(&mut ledger.owner).await.unwrap();
+            }
+            _ => holder.run("commit").await,
+        }
+        let (mut writer, outcome) = ended(ahead).await;
+        // The other one has more events: its own are in the way of what was to follow.
+        assert_eq!(outcome, if end == "another took its number" { "lost" } else { "went back" }, "{end}");
+        let in_log: &[&Commit] = if end == "another took its number" { &[&other] } else { &[] };
+        ledger.holds(in_log).await;
+        let upon = in_log.last().map_or(ledger.genesis, |commit| commit.head());
+        let again = seal(&upon, &[draft(2, Some(2))]);
+        writer.append(&again).await.expect("its keys are free again");
+    }
+}
+
+#[tokio::test]
+async fn who_has_the_turn_meets_nothing_of_a_commit_that_is_sent_ahead() {
+    for turn in [Turn::Kept, Turn::Gone] {
+        let mut ledger = Ledger::new(turn).await;
+        let first = seal(&ledger.genesis, &[draft(1, Some(1))]);
+        let second = seal(&first.head(), &[draft(2, Some(2))]);
+        let other = seal(&first.head(), &[draft(3, Some(2))]);
+        ledger.writer().append(&first).await.unwrap();
+        let mut holder = ledger.session().await;
+        holder.run("begin; select from ledger.turn order by place for no key update").await;
+        if matches!(turn, Turn::Gone) {
+            // Then it meets the other's key, and is told who won.
+            holder.append(&other).await.unwrap();
+        }
+        let ahead = spawn_ahead(ledger.writer(), &second);
+        ledger.one_waits().await;
+        if matches!(turn, Turn::Kept) {
+            timeout(PATIENCE, holder.append(&other)).await.expect("nothing is in its way").unwrap();
+        }
+        holder.run("commit").await;
+        assert!(matches!(ended(ahead).await.1, "taken" | "lost"), "{turn:?}");
+        ledger.holds(&[&first, &other]).await;
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{
 /// The version that is written today, of every event type.
 pub(crate) const VERSION: &str = "1.0.0";
 
+/// Bytes that the payload of a transfer does not exceed, as a rule.
+const PAYLOAD_USUAL: usize = 768;
+
 /// The stream of commands that became nothing else; it has no aggregate.
 const COMMAND: &str = "command";
 
@@ -92,13 +95,15 @@ impl Event {
 
     /// The JSON text that is stored and hashed, byte for byte.
     pub fn payload(&self) -> String {
-        let written = match self {
-            Self::Wallet(_, event) => serde_json::to_string(event),
-            Self::Partner(_, event) => serde_json::to_string(event),
-            Self::Transaction(_, event) => serde_json::to_string(event),
-            Self::Command(_, event) => serde_json::to_string(event),
+        let mut written = Vec::with_capacity(PAYLOAD_USUAL);
+        let done = match self {
+            Self::Wallet(_, event) => serde_json::to_writer(&mut written, event),
+            Self::Partner(_, event) => serde_json::to_writer(&mut written, event),
+            Self::Transaction(_, event) => serde_json::to_writer(&mut written, event),
+            Self::Command(_, event) => serde_json::to_writer(&mut written, event),
         };
-        written.expect("events have string keys and no fallible serializers")
+        done.expect("events have string keys and no fallible serializers");
+        String::from_utf8(written).expect("JSON of strings is UTF-8")
     }
 
     /// Reads an event as it was written, by today's code or by any before it.

@@ -37,11 +37,15 @@ macro_rules! id {
             }
         }
 
+        impl $name {
+            fn text(self, buffer: &mut [u8; TEXT_MAX]) -> &str {
+                text(Self::PREFIX, self.0, buffer)
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut buffer = Uuid::encode_buffer();
-                f.write_str(Self::PREFIX)?;
-                f.write_str(self.0.hyphenated().encode_lower(&mut buffer))
+                f.write_str(self.text(&mut [0; TEXT_MAX]))
             }
         }
 
@@ -61,14 +65,13 @@ macro_rules! id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                serializer.serialize_str(self.text(&mut [0; TEXT_MAX]))
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                crate::text::from_text(deserializer)
             }
         }
     };
@@ -138,6 +141,16 @@ fn uuid_v8(hash: &[u8]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// A prefix of at most four letters, and a UUID with its hyphens.
+const TEXT_MAX: usize = 40;
+
+/// Written out in one piece: every event holds half a dozen ids.
+fn text<'b>(prefix: &str, uuid: Uuid, buffer: &'b mut [u8; TEXT_MAX]) -> &'b str {
+    buffer[..prefix.len()].copy_from_slice(prefix.as_bytes());
+    let length = uuid.hyphenated().encode_lower(&mut buffer[prefix.len()..]).len();
+    std::str::from_utf8(&buffer[..prefix.len().saturating_add(length)]).expect("prefixes and hex digits are ASCII")
 }
 
 fn parse(text: &str, prefix: &'static str) -> Result<Uuid, InvalidId> {

@@ -18,6 +18,7 @@ mod money;
 mod partner;
 mod refusal;
 mod shelf;
+mod text;
 mod timestamp;
 mod transaction;
 mod wallet;

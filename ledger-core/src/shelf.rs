@@ -4,6 +4,7 @@
 //! room is needed. Each change is remembered until it is kept, the newest last, so that the changes of one
 //! command, of a batch or of all batches under way can be taken back.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
@@ -56,10 +57,18 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
 
     /// Changes it by what happened at a position. A thing that is not here begins as its default.
     pub(crate) fn change(&mut self, key: K, position: i64, change: impl FnOnce(&mut V)) {
-        let slot = self.slots.get(&key).cloned();
-        let before = slot.as_ref().is_some_and(|slot| slot.changed);
-        self.undo.push_back((key, slot));
-        let slot = self.slots.entry(key).or_default();
+        let slot = match self.slots.entry(key) {
+            Entry::Occupied(slot) => {
+                let slot = slot.into_mut();
+                self.undo.push_back((key, Some(slot.clone())));
+                slot
+            }
+            Entry::Vacant(place) => {
+                self.undo.push_back((key, None));
+                place.insert(Slot::default())
+            }
+        };
+        let before = slot.changed;
         change(&mut slot.value);
         slot.at = slot.at.max(position);
         slot.changed = true;

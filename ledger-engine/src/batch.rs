@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use event_store::{Commit, Draft, Head, OpenCommit};
-use ledger_core::{Book, Key, Mark, Refusal, Timestamp};
+use ledger_core::{Book, Event, Key, Mark, Refusal, Timestamp};
 
 use crate::keys::{KeyUse, usage};
 use crate::ledger::{CommandError, Decided, Job};
@@ -17,7 +17,7 @@ pub(crate) struct Batch {
     /// The book before the first decision.
     pub(crate) before: Mark,
     /// Each with its outcome, in the order of the decisions.
-    decided: Vec<(Job, Outcome)>,
+    decided: Vec<(Box<Job>, Outcome)>,
     keys: HashMap<[u8; 16], [u8; 32]>,
     decisions: usize,
     tally: Tally,
@@ -25,8 +25,8 @@ pub(crate) struct Batch {
 
 #[derive(Debug)]
 enum Outcome {
-    /// Became this many of the commit's events.
-    Appended(usize),
+    /// Became as many of the commit's events, which say the same.
+    Appended(Vec<Event>),
     /// The key's command is in the log already, or is an earlier one of this batch or of the one before it.
     InLog,
     KeyReused,
@@ -48,7 +48,7 @@ impl Batch {
 
     /// Decides one command more. `known` is what the log is known to hold about its key; the book is left as the decision
     /// leaves it.
-    pub(crate) fn decide(&mut self, book: &mut Book, mut job: Job, known: KeyUse) {
+    pub(crate) fn decide(&mut self, book: &mut Book, mut job: Box<Job>, known: KeyUse) {
         let begun = job.trace.as_ref().map(|_| Instant::now());
         self.decisions += job.command.decisions();
         let outcome = match known {
@@ -73,13 +73,14 @@ impl Batch {
             Ok(events) => events,
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        let count = events.len();
+        let mut decided = Vec::with_capacity(events.len());
         for (place, event) in events.into_iter().enumerate() {
             let key = command.key.filter(|_| place == 0);
             self.tally.add(&event.event);
+            decided.push(event.event.clone());
             self.commit.push(Draft::new(command.id, key, &command.metadata, event));
         }
-        Outcome::Appended(count)
+        Outcome::Appended(decided)
     }
 
     /// What this batch does with a key.
@@ -109,7 +110,7 @@ impl Batch {
 
     /// Whether an answer depends on nothing that will be written: then only the log's head vouches for it.
     pub(crate) fn refuses_without_a_trace(&self) -> bool {
-        let refused = |(_, outcome): &(Job, Outcome)| matches!(outcome, Outcome::Refused(_));
+        let refused = |(_, outcome): &(Box<Job>, Outcome)| matches!(outcome, Outcome::Refused(_));
         self.writes_nothing() && self.decided.iter().any(refused)
     }
 
@@ -125,7 +126,7 @@ impl Batch {
 #[derive(Debug)]
 pub(crate) struct Closed {
     pub(crate) before: Mark,
-    decided: Vec<(Job, Outcome)>,
+    decided: Vec<(Box<Job>, Outcome)>,
     keys: HashMap<[u8; 16], [u8; 32]>,
     decisions: usize,
     tally: Tally,
@@ -157,7 +158,9 @@ impl Closed {
                 traces.push(trace);
             }
             let answer = match outcome {
-                Outcome::Appended(count) => Ok(Decided::Appended(events.by_ref().take(count).collect())),
+                Outcome::Appended(decided) => {
+                    Ok(Decided::Appended(events.by_ref().take(decided.len()).collect(), decided))
+                }
                 Outcome::InLog => Ok(Decided::InLog),
                 Outcome::KeyReused => Err(CommandError::KeyReused),
                 Outcome::Refused(refusal) => Err(CommandError::Refused(refusal)),
@@ -173,12 +176,12 @@ impl Closed {
     }
 
     /// The commands again, to be decided anew or to be given up.
-    pub(crate) fn into_jobs(self) -> impl Iterator<Item = Job> {
+    pub(crate) fn into_jobs(self) -> impl Iterator<Item = Box<Job>> {
         self.decided.into_iter().map(|(job, _)| job)
     }
 }
 
 /// They were taken up in the order in which they came, about.
-fn oldest(decided: &[(Job, Outcome)]) -> Option<Instant> {
+fn oldest(decided: &[(Box<Job>, Outcome)]) -> Option<Instant> {
     decided.first().map(|(job, _)| job.submitted)
 }

@@ -1,14 +1,15 @@
 //! The one task that decides.
 //!
-//! While one batch is being appended, the next one is decided upon it: two batches at most are ahead of the log. When
-//! the append ends, its callers are answered and the next batch goes. A command that needs what is not in memory waits
-//! aside until that is read, and holds nobody up.
+//! While one batch is being appended, the next one is decided upon it, and sent after it over a second connection if it
+//! is worth a commit of its own; a third is decided meanwhile. When an append ends, its callers are answered and the next
+//! batch goes. A command that needs what is not in memory waits aside until that is read, and holds nobody up.
 //!
 //! Every failure of an append is sorted into one of: lost to another engine, a key that was used before the memory of
 //! this process, refused (nothing happened, say so), not done (try again for a while, then say so), unknown (send the
 //! identical commit until its fate is known, whatever else goes wrong). After any of them the book is taken back to
 //! what the log has, and the commands are decided again with the turn to append held, when nobody can come between.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::batch::{Batch, Closed};
 use crate::keys::{KeyUse, RecentKeys, usage};
@@ -45,6 +46,16 @@ const LOADS_MAX: u32 = 8;
 /// How often one group may meet keys that the log knows. Once is enough, unless the turn is lost in between.
 const KEYS_TAKEN_MAX: u32 = 3;
 
+/// Batches that may be on their way at once.
+const SENT_MAX: usize = 2;
+
+/// So many decisions make it worth while to send a batch before the one that it follows is through.
+const AHEAD_MIN: usize = 48;
+
+/// How long a batch may take to fail once the one that it follows has failed. It cannot come in any more; but as long as
+/// the server is at it, its keys are in the way.
+const FAILING: Duration = Duration::from_secs(1);
+
 /// How long one page of the log may take to be read.
 const READING: Duration = Duration::from_secs(30);
 
@@ -52,8 +63,8 @@ const READING: Duration = Duration::from_secs(30);
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Engine {
-    /// Away while it appends.
-    writer: Option<Writer>,
+    /// Those that are not appending.
+    writers: Vec<Writer>,
     log: Log,
     snapshots: Snapshots,
     settings: Settings,
@@ -64,18 +75,20 @@ pub(crate) struct Engine {
     keys: RecentKeys,
     /// What the log is known to end with.
     head: Head,
-    /// The batch that is being appended, and the head that it makes.
-    sent: Option<Sent>,
+    /// The batches that are being appended, each with the head that it makes: the second was decided upon the first.
+    sent: VecDeque<Sent>,
+    /// When the last append ended.
+    appended_at: Instant,
     /// The batch that is being decided, upon the one before it.
     open: Option<Batch>,
     /// Commands that wait for what they lack.
-    cold: Vec<Job>,
+    cold: Vec<Box<Job>>,
     loading: Option<JoinHandle<Loaded>>,
     /// Since when the oldest of the commands that are loaded for waits.
     loading_since: Option<std::time::Instant>,
     /// Another engine appends as well: commands are decided with the turn held, or the work would be for nothing.
     contended: bool,
-    gathered: Vec<Job>,
+    gathered: Vec<Box<Job>>,
     /// Batches whose keys are still looked up beforehand.
     wary: u32,
     snapshot: Snapshot,
@@ -85,11 +98,15 @@ struct Sent {
     closed: Closed,
     head: Head,
     at: Instant,
-    append: JoinHandle<(Writer, Commit, Result<(), Again>)>,
+    /// Whether it was sent before the one that it follows was through: then it may have come too early.
+    ahead: bool,
+    append: JoinHandle<Ended>,
 }
 
+type Ended = (Writer, Commit, Result<(), Again>);
+
 struct Loaded {
-    jobs: Vec<Job>,
+    jobs: Vec<Box<Job>>,
     generation: u64,
     found: Result<Found, EngineError>,
 }
@@ -121,12 +138,13 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let begun = Instant::now();
         let snapshots = Snapshots::beside(&log);
+        let second = writer.another();
         let snapshot = snapshots.head().await?;
         let begin = writer.head_at(snapshot.map_or(0, |snapshot| snapshot.commit)).await?;
         let head = begin.filter(|head| snapshot.is_none_or(|snapshot| snapshot.chain == head.chain));
         let head = head.ok_or(EngineError::Snapshot)?;
         let mut engine = Self {
-            writer: Some(writer),
+            writers: vec![second, writer],
             log,
             snapshots,
             pace,
@@ -134,7 +152,8 @@ impl Engine {
             book: Book::default(),
             keys: RecentKeys::new(settings.keys_max),
             head,
-            sent: None,
+            sent: VecDeque::with_capacity(SENT_MAX),
+            appended_at: Instant::now(),
             open: None,
             cold: Vec::new(),
             loading: None,
@@ -158,7 +177,7 @@ impl Engine {
     }
 
     /// Runs until no handle is left, or the log turns out to be another one or cannot be read any more.
-    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Job>) {
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Box<Job>>) {
         let _running = Running::begin();
         if let Err(error) = self.work(&mut commands).await {
             tracing::error!(
@@ -175,12 +194,12 @@ impl Engine {
         {
             tracing::warn!(%error, "no snapshot at the end: the next start reads more of the log");
         }
-        if let Some(writer) = self.writer {
+        for writer in self.writers {
             writer.close().await;
         }
     }
 
-    async fn work(&mut self, commands: &mut mpsc::Receiver<Job>) -> Result<(), EngineError> {
+    async fn work(&mut self, commands: &mut mpsc::Receiver<Box<Job>>) -> Result<(), EngineError> {
         let mut more = true;
         loop {
             METRICS.oldest(self.oldest());
@@ -189,16 +208,15 @@ impl Engine {
             self.start_snapshot();
             self.show();
             let mut room = self.room();
-            let idle = self.sent.is_none() && self.loading.is_none() && self.snapshot.writing.is_none();
+            let idle = self.sent.is_empty() && self.loading.is_none() && self.snapshot.writing.is_none();
             if !more && idle && self.cold.is_empty() {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                (writer, commit, appended) = ended(self.sent.as_mut().map(|sent| &mut sent.append)) => {
+                ended = ended(self.sent.front_mut().map(|sent| &mut sent.append)) => {
                     METRICS.now(Doing::Deciding);
-                    self.writer = Some(writer);
-                    self.appended(commit, appended).await?;
+                    self.appended(ended).await?;
                 }
                 loaded = ended(self.loading.as_mut()) => {
                     METRICS.now(Doing::Deciding);
@@ -234,17 +252,17 @@ impl Engine {
         METRICS.book_changed_items.set(i64::try_from(changed).unwrap_or(i64::MAX));
         METRICS.keys.set(i64::try_from(self.keys.count()).unwrap_or(i64::MAX));
         METRICS.oldest(self.oldest());
-        METRICS.now(match (&self.sent, &self.loading) {
-            (Some(_), _) => Doing::Appending,
-            (None, Some(_)) => Doing::Reading,
-            (None, None) => Doing::Idle,
+        METRICS.now(match (self.sent.is_empty(), &self.loading) {
+            (false, _) => Doing::Appending,
+            (true, Some(_)) => Doing::Reading,
+            (true, None) => Doing::Idle,
         });
     }
 
     /// Since when the oldest command that is here waits.
     fn oldest(&self) -> Option<std::time::Instant> {
-        let first = |jobs: &[Job]| jobs.first().map(|job| job.submitted);
-        let sent = self.sent.as_ref().and_then(|sent| sent.closed.oldest());
+        let first = |jobs: &[Box<Job>]| jobs.first().map(|job| job.submitted);
+        let sent = self.sent.front().and_then(|sent| sent.closed.oldest());
         let open = self.open.as_ref().and_then(Batch::oldest);
         [sent, open, first(&self.cold), self.loading_since, first(&self.gathered)].into_iter().flatten().min()
     }
@@ -257,7 +275,7 @@ impl Engine {
     }
 
     /// Decides a command, or puts it where it waits for what it lacks.
-    fn take(&mut self, job: Job) {
+    fn take(&mut self, job: Box<Job>) {
         if self.contended {
             self.gathered.push(job);
             return;
@@ -278,8 +296,8 @@ impl Engine {
         }
     }
 
-    fn decide(&mut self, job: Job, known: KeyUse) {
-        let tip = self.sent.as_ref().map_or(self.head, |sent| sent.head);
+    fn decide(&mut self, job: Box<Job>, known: KeyUse) {
+        let tip = self.sent.back().map_or(self.head, |sent| sent.head);
         let book = &self.book;
         self.open.get_or_insert_with(|| Batch::after(&tip, now(), book)).decide(&mut self.book, job, known);
     }
@@ -288,10 +306,10 @@ impl Engine {
     fn usage(&self, job: &Job) -> KeyUse {
         let Some(key) = &job.command.key else { return KeyUse::New };
         let open = self.open.as_ref().map_or(KeyUse::New, |batch| batch.usage(key));
-        let sent = self.sent.as_ref().map_or(KeyUse::New, |sent| sent.closed.usage(key));
         let in_log = usage(job.key_in_log.flatten().as_ref(), key);
-        let known = [open, sent, self.keys.usage(key), in_log];
-        known.into_iter().find(|known| *known != KeyUse::New).unwrap_or(KeyUse::New)
+        let sent = self.sent.iter().map(|sent| sent.closed.usage(key));
+        let mut known = sent.chain([open, self.keys.usage(key), in_log]);
+        known.find(|known| *known != KeyUse::New).unwrap_or(KeyUse::New)
     }
 
     /// Whether the log must be asked about the key first.
@@ -299,12 +317,14 @@ impl Engine {
         0 < self.wary && known == KeyUse::New && job.command.key.is_some() && job.key_in_log.is_none()
     }
 
-    /// Sends the open batch, if none is on its way.
+    /// Sends the open batch if none is on its way, or if it is worth a commit of its own.
     async fn send(&mut self) -> Result<(), EngineError> {
-        if self.sent.is_some() {
+        let ahead = !self.sent.is_empty();
+        let worth = |batch: &Batch| AHEAD_MIN <= batch.decisions() && !batch.writes_nothing();
+        if SENT_MAX <= self.sent.len() || (ahead && !self.open.as_ref().is_some_and(worth)) {
             return Ok(());
         }
-        if !self.gathered.is_empty() {
+        if !ahead && !self.gathered.is_empty() {
             let jobs = std::mem::take(&mut self.gathered);
             return self.decide_in_turn(jobs).await;
         }
@@ -318,17 +338,19 @@ impl Engine {
             }
             let Some(again) = self.open.take() else { return Ok(()) };
             batch = again;
+            if ahead && batch.writes_nothing() {
+                self.open = Some(batch); // its answers wait for the commit that they were decided upon
+                return Ok(());
+            }
         }
         let vouched = !batch.refuses_without_a_trace();
         match batch.close() {
             (Some(commit), closed) => {
                 let head = commit.head();
-                let mut writer = self.writer.take().expect("it is here while nothing is on its way");
-                let append = tokio::spawn(async move {
-                    let appended = append(&mut writer, &commit).await;
-                    (writer, commit, appended)
-                });
-                self.sent = Some(Sent { closed, head, at: Instant::now(), append });
+                let writer = self.writers.pop().expect("there is one for each batch that may be on its way");
+                let attempt = if ahead { Attempt::Ahead } else { Attempt::First };
+                let append = tokio::spawn(appending(writer, commit, attempt));
+                self.sent.push_back(Sent { closed, head, at: Instant::now(), ahead, append });
                 Ok(())
             }
             (None, closed) if vouched => {
@@ -340,21 +362,32 @@ impl Engine {
         }
     }
 
-    /// The batch that was on its way has arrived, or has not.
-    async fn appended(&mut self, commit: Commit, appended: Result<(), Again>) -> Result<(), EngineError> {
-        let Sent { closed, at, .. } = self.sent.take().expect("it was on its way");
-        self.pace.measured(at.elapsed());
-        METRICS.appended(at.elapsed(), outcome(&appended));
+    /// The first of the batches on their way has arrived, or has not.
+    async fn appended(&mut self, (writer, commit, appended): Ended) -> Result<(), EngineError> {
+        let mut sent = self.sent.pop_front().expect("it was on its way");
+        // What it follows is in the log by now. Whether an earlier attempt is still under way need not be known.
+        if sent.ahead && matches!(appended, Err(Again::WentBack)) {
+            sent.ahead = false;
+            sent.append = tokio::spawn(appending(writer, commit, Attempt::Another));
+            self.sent.push_front(sent);
+            return Ok(());
+        }
+        self.writers.push(writer);
+        self.measured(sent.at, &appended);
         let again = match appended {
             Ok(()) => {
-                self.committed(commit, closed);
+                self.committed(commit, sent.closed);
                 return Ok(());
             }
             Err(again) => again,
         };
-        self.book.take_back(closed.before);
-        let mut jobs: Vec<_> = closed.into_jobs().collect();
-        let upon = self.open.take().into_iter().flat_map(|batch| batch.close().1.into_jobs());
+        let mut upon = Vec::new();
+        for sent in std::mem::take(&mut self.sent) {
+            upon.extend(self.abandon(sent).await?);
+        }
+        upon.extend(self.open.take().into_iter().flat_map(|batch| batch.close().1.into_jobs()));
+        self.book.take_back(sent.closed.before);
+        let mut jobs: Vec<_> = sent.closed.into_jobs().collect();
         match again {
             Again::WentBack => return Err(EngineError::WentBack),
             Again::Never(error) => {
@@ -374,11 +407,35 @@ impl Engine {
         if jobs.is_empty() { Ok(()) } else { self.decide_in_turn(jobs).await }
     }
 
+    /// The commands of a batch that follows one which is not in the log: the server refuses it, now or later.
+    async fn abandon(&mut self, sent: Sent) -> Result<impl Iterator<Item = Box<Job>> + use<>, EngineError> {
+        let Sent { closed, head, mut append, .. } = sent;
+        match timeout(FAILING, ended(Some(&mut append))).await {
+            Ok((_, commit, Ok(()))) => return Err(EngineError::Chain { commit: commit.number }),
+            Ok((writer, _, Err(_))) => self.writers.push(writer),
+            Err(_) => {
+                tracing::warn!(commit = head.commit, "an append that cannot succeed takes too long to fail");
+                append.abort();
+                let another = self.writer().another();
+                self.writers.push(another);
+            }
+        }
+        Ok(closed.into_jobs())
+    }
+
+    /// An append has ended. Of two at a time, only what the later one took beyond the other says how fast appends are.
+    fn measured(&mut self, began: Instant, appended: &Result<(), Again>) {
+        let now = Instant::now();
+        METRICS.appended(now - began, outcome(appended));
+        self.pace.measured(now - began.max(self.appended_at));
+        self.appended_at = now;
+    }
+
     /// The log ends with this commit now; whoever it is about may know.
     fn committed(&mut self, commit: Commit, closed: Closed) {
         self.head = commit.head();
-        let kept = self.open.as_ref().map_or_else(|| self.book.mark(), |upon| upon.before);
-        self.book.keep(kept);
+        let upon = self.sent.front().map(|sent| sent.closed.before).or(self.open.as_ref().map(|open| open.before));
+        self.book.keep(upon.unwrap_or_else(|| self.book.mark()));
         for event in &commit.events {
             self.keys.remember_event(event);
         }
@@ -388,7 +445,7 @@ impl Engine {
 
     /// Brings commands to their end, whatever other engines do: takes the turn to append, reads what they have appended,
     /// decides, appends. An error is the engine's end.
-    async fn decide_in_turn(&mut self, mut jobs: Vec<Job>) -> Result<(), EngineError> {
+    async fn decide_in_turn(&mut self, mut jobs: Vec<Box<Job>>) -> Result<(), EngineError> {
         let mut patience = Patience::new();
         let mut keys_taken = 0;
         jobs.retain(|job| job.stage.take());
@@ -428,12 +485,11 @@ impl Engine {
                 closed.answer(None);
                 return Ok(());
             };
-            let at = Instant::now();
+            let began = Instant::now();
             METRICS.now(Doing::Appending);
-            let appended = append(self.writer(), &commit).await;
+            let appended = append(self.writer(), &commit, Attempt::First).await;
             METRICS.now(Doing::Deciding);
-            self.pace.measured(at.elapsed());
-            METRICS.appended(at.elapsed(), outcome(&appended));
+            self.measured(began, &appended);
             let Err(again) = appended else {
                 self.committed(commit, closed);
                 return Ok(());
@@ -462,7 +518,7 @@ impl Engine {
     }
 
     /// Lays in all that the commands lack. Only while nothing is on its way.
-    async fn load_now(&mut self, jobs: &mut [Job]) -> Result<(), EngineError> {
+    async fn load_now(&mut self, jobs: &mut [Box<Job>]) -> Result<(), EngineError> {
         let (missing, keys) = self.lacked(jobs);
         if missing.is_empty() && keys.is_empty() {
             return Ok(());
@@ -476,7 +532,7 @@ impl Engine {
     }
 
     /// What the commands lack: things of the book, and keys to look up.
-    fn lacked(&mut self, jobs: &[Job]) -> (Missing, Vec<[u8; 16]>) {
+    fn lacked(&mut self, jobs: &[Box<Job>]) -> (Missing, Vec<[u8; 16]>) {
         let (mut missing, mut keys) = (Missing::default(), Vec::new());
         for job in jobs {
             missing.add(&self.book.missing(&job.command));
@@ -501,7 +557,7 @@ impl Engine {
         }
         self.cold.retain(|job| !job.answer.is_closed());
         let mut room = self.settings.batch_max;
-        let fits = |job: &&Job| {
+        let fits = |job: &&Box<Job>| {
             let fits = 0 < room;
             room = room.saturating_sub(job.command.decisions());
             fits
@@ -663,9 +719,9 @@ impl Engine {
     }
 
     /// Nothing of these commands is in the log, and nothing will be.
-    fn give_up(&mut self, jobs: Vec<Job>, error: &EngineError) {
+    fn give_up(&mut self, jobs: Vec<Box<Job>>, error: &EngineError) {
         tracing::error!(%error, commands = jobs.len(), "commands could not be executed; they are not in the log");
-        if let Some(writer) = &mut self.writer {
+        for writer in &mut self.writers {
             writer.disconnect();
         }
         for job in jobs {
@@ -674,17 +730,36 @@ impl Engine {
     }
 
     fn writer(&mut self) -> &mut Writer {
-        self.writer.as_mut().expect("it is here while nothing is on its way")
+        self.writers.last_mut().expect("one is here while not all batches are on their way")
     }
 }
 
-/// Appends, and does not come back before it is known what became of it.
-async fn append(writer: &mut Writer, commit: &Commit) -> Result<(), Again> {
+/// Which attempt to append a commit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    First,
+    /// The first, while the commit that it follows is on its way.
+    Ahead,
+    /// What became of an earlier one is not known.
+    Another,
+}
+
+async fn appending(mut writer: Writer, commit: Commit, attempt: Attempt) -> Ended {
+    let appended = append(&mut writer, &commit, attempt).await;
+    (writer, commit, appended)
+}
+
+/// Appends, and does not come back before it is known what became of it; of one that was sent ahead, before it is known
+/// whether it came too early.
+async fn append(writer: &mut Writer, commit: &Commit, attempt: Attempt) -> Result<(), Again> {
     let mut pause = PAUSES.0;
-    let mut sent_before = false;
+    let mut ahead = attempt == Attempt::Ahead;
+    let mut sent_before = attempt == Attempt::Another;
     let mut patience = Patience::new();
     loop {
-        match writer.append(commit).await {
+        let appended =
+            if std::mem::take(&mut ahead) { writer.append_ahead(commit).await } else { writer.append(commit).await };
+        match appended {
             Ok(()) => return Ok(()),
             Err(AppendError::Unknown(reason)) => {
                 // Nothing may be told until this is settled, and reading proves nothing: the old backend may still be

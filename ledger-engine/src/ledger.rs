@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use event_store::{Log, RecordedEvent, SnapshotError, StoreError, Writer};
-use ledger_core::{Command, CorruptEvent, Refusal};
+use ledger_core::{Command, CorruptEvent, Event, Refusal, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -30,7 +30,7 @@ pub struct Ledger {
 
 #[derive(Debug)]
 struct Inner {
-    submit: Mutex<Option<mpsc::Sender<Job>>>,
+    submit: Mutex<Option<mpsc::Sender<Box<Job>>>>,
     /// What is left of [`Settings::bytes_max`].
     room: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
@@ -92,14 +92,69 @@ pub struct Receipt {
     pub replayed: bool,
     /// The command's events; there is at least one.
     pub events: Vec<RecordedEvent>,
-    /// The stream of the command's first event, from its beginning up to the command's last event in it.
-    pub stream: Vec<RecordedEvent>,
+    /// The same as types, if they were decided just now. Reading what was written gives the same.
+    decided: Vec<Event>,
+    /// The stream of the first event, if it began before the command.
+    stream: Option<Vec<RecordedEvent>>,
+}
+
+/// An event of the log as a type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Happened {
+    pub event: Event,
+    pub position: i64,
+    pub recorded_at: Timestamp,
 }
 
 impl Receipt {
     /// The position of the command's last event.
     pub fn position(&self) -> i64 {
         self.events.last().expect("a receipt has events").position
+    }
+
+    /// The stream of the command's first event, from its beginning up to the command's last event in it.
+    pub fn stream(&self) -> impl Iterator<Item = &RecordedEvent> {
+        let of_first =
+            |event: &&RecordedEvent| self.events.first().is_some_and(|e| e.aggregate_id == event.aggregate_id);
+        let own = self.stream.is_none().then(|| self.events.iter().filter(of_first));
+        self.stream.iter().flatten().chain(own.into_iter().flatten())
+    }
+
+    /// What [`Receipt::stream`] holds, as types.
+    pub fn happened_in_stream(&self) -> Result<Vec<Happened>, CorruptEvent> {
+        match &self.stream {
+            Some(stream) => stream.iter().map(Happened::read).collect(),
+            None => {
+                let first = self.events.first().map(|event| event.aggregate_id.as_str()).unwrap_or_default();
+                self.events().filter(|(event, _)| event.aggregate_id == first).map(happened).collect()
+            }
+        }
+    }
+
+    /// What the command's events say, as types.
+    pub fn happened(&self) -> Result<Vec<Happened>, CorruptEvent> {
+        self.events().map(happened).collect()
+    }
+
+    fn events(&self) -> impl Iterator<Item = (&RecordedEvent, Option<&Event>)> {
+        self.events.iter().enumerate().map(|(place, event)| (event, self.decided.get(place)))
+    }
+}
+
+fn happened((recorded, decided): (&RecordedEvent, Option<&Event>)) -> Result<Happened, CorruptEvent> {
+    match decided {
+        None => Happened::read(recorded),
+        Some(event) => {
+            let RecordedEvent { position, recorded_at, .. } = *recorded;
+            Ok(Happened { event: event.clone(), position, recorded_at })
+        }
+    }
+}
+
+impl Happened {
+    fn read(recorded: &RecordedEvent) -> Result<Self, CorruptEvent> {
+        let RecordedEvent { position, recorded_at, .. } = *recorded;
+        Ok(Self { event: recorded.read()?, position, recorded_at })
     }
 }
 
@@ -178,7 +233,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn refuse(self, error: CommandError) {
+    pub(crate) fn refuse(self: Box<Self>, error: CommandError) {
         self.answer.send(Err(error)).ok(); // a caller that left does not mind
     }
 }
@@ -213,8 +268,8 @@ impl Pace {
 /// How the engine answers once the log has it.
 #[derive(Debug)]
 pub(crate) enum Decided {
-    /// These events were appended.
-    Appended(Vec<RecordedEvent>),
+    /// These events were appended; they are the same twice, as written and as types.
+    Appended(Vec<RecordedEvent>, Vec<Event>),
     /// The key's command is in the log already.
     InLog,
 }
@@ -281,7 +336,8 @@ impl Ledger {
 
     async fn take(&self, command: Command) -> Result<Receipt, CommandError> {
         let settings = &self.inner.settings;
-        let (deadline, wait_until) = (Instant::now() + settings.answer_within, Instant::now() + settings.wait_max);
+        let submitted = Instant::now();
+        let (deadline, wait_until) = (submitted + settings.answer_within, submitted + settings.wait_max);
         let waiting = self.wait(command.decisions())?;
         let key = command.key.map(|key| key.hash);
         let in_flight = key.map(|key| InFlight::enter(&self.inner, key));
@@ -290,30 +346,32 @@ impl Ledger {
         let (answer, mut answered) = oneshot::channel();
         let stage = Arc::new(Stage::default());
         let (key_in_log, loads) = (None, 0);
-        let submitted = std::time::Instant::now();
-        let trace = if settings.traces { Trace::of(&command, submitted) } else { None };
-        self.submit(Job {
+        let submitted_at = submitted.into_std();
+        let trace = if settings.traces { Trace::of(&command, submitted_at) } else { None };
+        let job = Job {
             command,
             answer,
             stage: stage.clone(),
-            submitted,
+            submitted: submitted_at,
             trace,
             key_in_log,
             loads,
             _room: room,
             _waiting: waiting,
-        })?;
+        };
+        self.submit(Box::new(job))?; // large, and moved often
 
         let second = in_flight.as_ref().is_some_and(|entered| entered.second);
-        let patience = if second { deadline.min(Instant::now() + KEY_PATIENCE) } else { deadline };
-        let decided = async {
-            match timeout_at(wait_until, &mut answered).await {
-                Err(_) if stage.give_up() => Ok(Err(CommandError::Overloaded)),
-                Err(_) => answered.await,
-                Ok(answer) => answer,
+        let patience = if second { deadline.min(submitted + KEY_PATIENCE) } else { deadline };
+        // One timer at a time: there is one for each command under way.
+        let mut decided = timeout_at(wait_until.min(patience), &mut answered).await;
+        if decided.is_err() && wait_until < patience {
+            if stage.give_up() {
+                return Err(CommandError::Overloaded);
             }
-        };
-        let decided = match timeout_at(patience, decided).await {
+            decided = timeout_at(patience, &mut answered).await;
+        }
+        let decided = match decided {
             Ok(Ok(decided)) => decided?,
             Ok(Err(_)) if stage.give_up() => return Err(CommandError::Unavailable), // it stopped before this one
             Ok(Err(_)) => return Err(CommandError::OutcomeUnknown),                 // the engine stopped in the middle
@@ -377,7 +435,7 @@ impl Ledger {
         self.inner.in_memory.load(Ordering::Relaxed)
     }
 
-    fn submit(&self, job: Job) -> Result<(), CommandError> {
+    fn submit(&self, job: Box<Job>) -> Result<(), CommandError> {
         let submit = self.inner.submit.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let submit = submit.ok_or(CommandError::Unavailable)?;
         submit.try_send(job).map_err(|refused| match refused {
@@ -388,23 +446,22 @@ impl Ledger {
 
     async fn receipt(&self, decided: Decided, key: Option<[u8; 16]>) -> Result<Receipt, StoreError> {
         let log = &self.inner.log;
-        let (replayed, events) = match decided {
-            Decided::Appended(events) => (false, events),
+        let (replayed, events, decided) = match decided {
+            Decided::Appended(events, decided) => (false, events, decided),
             Decided::InLog => {
                 let key = key.expect("only a key's command can be in the log already");
-                (true, self.inner.replays.read(key).await?)
+                (true, self.inner.replays.read(key).await?, Vec::new())
             }
         };
         let (Some(first), Some(last)) = (events.first(), events.last()) else {
             return Err(StoreError::Corrupt("a key's command has no events".to_owned()));
         };
         let stream = if first.sequence == 1 {
-            let same = |event: &&RecordedEvent| event.aggregate_id == first.aggregate_id;
-            events.iter().filter(same).cloned().collect()
+            None
         } else {
-            log.stream(&first.aggregate_type, &first.aggregate_id, last.position).await?
+            Some(log.stream(&first.aggregate_type, &first.aggregate_id, last.position).await?)
         };
-        Ok(Receipt { replayed, events, stream })
+        Ok(Receipt { replayed, events, decided, stream })
     }
 }
 

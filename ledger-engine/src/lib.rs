@@ -22,4 +22,4 @@ mod metrics;
 mod replays;
 mod trace;
 
-pub use ledger::{CommandError, EngineError, Ledger, Receipt, Settings};
+pub use ledger::{CommandError, EngineError, Happened, Ledger, Receipt, Settings};
