@@ -87,8 +87,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         never = stack.supervise() => match never {}, // services wait for a server that died, and it comes back
         () = interrupted(&shutdown) => Ok(()), // a stop during a start that does not come to its end
     };
-    runtime::telemetry::flush();
+    // Beside the servers' end: a collector that does not answer must not make that later.
+    let flushed = tokio::task::spawn_blocking(runtime::telemetry::flush);
     stack.stop().await.context("stopping the servers")?;
+    flushed.await.ok(); // it bounds itself
     served?;
     say("stopped");
     Ok(ExitCode::SUCCESS)
@@ -112,7 +114,8 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
     let bank_listener = listen_for_bank(&mut installation, &options.data_dir).await?;
     let bank_url = url_of(bank_listener.local_addr()?);
 
-    let ledger = Ledger::start(database_url, ledger_engine::Settings::default()).await.context("reading the log")?;
+    let engine = ledger_engine::Settings { traces: runtime::trace::is_on(), ..ledger_engine::Settings::default() };
+    let ledger = Ledger::start(database_url, engine).await.context("reading the log")?;
     if !options.no_demo {
         register_demo_partner(&ledger, &access, &installation).await.context("registering the demo partner")?;
     }

@@ -9,3 +9,4 @@ mod readme;
 mod road;
 mod scopes;
 mod servers;
+mod traces;

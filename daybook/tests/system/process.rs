@@ -63,8 +63,21 @@ impl Daybook {
         Self::begin(directory, options, directory.open_log().into()).ready(directory).await
     }
 
+    /// As [`Self::start`], with these variables in its environment.
+    pub(crate) async fn start_within(
+        environment: &[(&str, &str)],
+        directory: &DataDirectory,
+        options: &[&str],
+    ) -> Self {
+        Self::begin_within(environment, directory, options, directory.open_log().into()).ready(directory).await
+    }
+
     /// Starts; whether it is ready nobody knows yet.
     pub(crate) fn begin(directory: &DataDirectory, options: &[&str], stdout: Stdio) -> Self {
+        Self::begin_within(&[], directory, options, stdout)
+    }
+
+    fn begin_within(environment: &[(&str, &str)], directory: &DataDirectory, options: &[&str], stdout: Stdio) -> Self {
         rustls::crypto::ring::default_provider().install_default().ok(); // another test was first
         let child = Command::new(PROGRAM)
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
@@ -72,6 +85,7 @@ impl Daybook {
             .args(options)
             .env_remove("DAYBOOK_DATABASE_URL")
             .env_remove("DAYBOOK_NATS_URL")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(directory.open_log())
