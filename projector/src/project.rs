@@ -255,6 +255,12 @@ fn is_passing(error: &anyhow::Error) -> bool {
 }
 
 impl Progress {
+    /// Returns once the projecting task of this process has folded everything up to a position.
+    pub async fn reaches(&self, position: i64) {
+        // An error would say that nobody can move it any more; we hold an end of it ourselves.
+        self.subscribe().wait_for(|reached| position <= *reached).await.ok();
+    }
+
     pub(crate) fn subscribe(&self) -> watch::Receiver<i64> {
         self.0.position.subscribe()
     }

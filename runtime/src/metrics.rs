@@ -32,9 +32,20 @@ use tokio::time::{timeout, timeout_at};
 
 mod process;
 
-/// A part of the process' start is over: it took so long.
-pub fn started(phase: &'static str, took: Duration) {
-    METRICS.start.with_label_values(&[phase]).set(took.as_secs_f64());
+/// Measures the parts of the process' start.
+#[derive(Debug)]
+pub struct Start(Instant);
+
+impl Start {
+    pub fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// This part is over, and the next one begins.
+    pub fn done(&mut self, phase: &'static str) {
+        METRICS.start.with_label_values(&[phase]).set(self.0.elapsed().as_secs_f64());
+        self.0 = Instant::now();
+    }
 }
 
 /// One request has been answered.

@@ -45,14 +45,14 @@ impl Metrics {
         let metrics = Self {
             steps: register_int_counter_vec!(
                 "daybook_workflow_steps_total",
-                "Calls to the bank and commands to the ledger, by step and by what came of them.",
-                &["step", "outcome"]
+                "Calls to the bank and commands to the ledger, by action and by what came of them.",
+                &["action", "outcome"]
             )
             .expect(known),
             seconds: register_histogram_vec!(
                 "daybook_workflow_step_seconds",
                 "What a step took, in seconds.",
-                &["step"],
+                &["action"],
                 seconds.to_vec()
             )
             .expect(known),
