@@ -37,6 +37,9 @@ pub struct Behind {
 /// Payloads and metadata in one page of commits; its last commit may go beyond it.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Events in one page of commits, whatever is asked for.
+const EVENTS_MAX: i64 = 1 << 32;
+
 impl Log {
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
@@ -96,7 +99,7 @@ impl Log {
         filter: &EventFilter,
     ) -> Result<(i64, Vec<RecordedEvent>), StoreError> {
         let rows = sqlx::query(&format!(
-            "select head.head, {COLUMNS}
+            "select {COLUMNS}, head.head
              from (select last_position as head from ledger.commits order by number desc limit 1) head
              left join lateral (
                  select * from ledger.events
@@ -207,31 +210,21 @@ pub(crate) async fn commits_after(
     commit: i64,
     events_max: i64,
 ) -> Result<Vec<Commit>, StoreError> {
-    // A commit has at least one event, so `events_max` commits are enough to look at.
-    let rows = sqlx::query(
-        "select number, first_position, last_position, previous_chain, root, chain from ledger.commits
-         where $1 < number order by number limit $2",
-    )
+    // As many commits as lie before the one with the first event too many, but one at least: where that event is says so at
+    // once, however many events a commit has.
+    let rows = sqlx::query(&format!(
+        "select {COMMIT_COLUMNS} from ledger.commits
+         where $1 < number and number < greatest($1 + 2, coalesce((
+             select commit_number from ledger.events
+             where position = (select last_position + 1 + $2 from ledger.commits where number = $1)
+         ), $1 + 1 + $2))
+         order by number limit $2",
+    ))
     .bind(commit)
-    .bind(events_max.max(1))
+    .bind(events_max.clamp(1, EVENTS_MAX))
     .fetch_all(&mut *connection)
     .await?;
-    let mut commits: Vec<Commit> = Vec::new();
-    for row in &rows {
-        let next = Commit {
-            number: row.try_get("number")?,
-            first: row.try_get("first_position")?,
-            last: row.try_get("last_position")?,
-            previous_chain: sized("previous_chain", row.try_get("previous_chain")?)?,
-            root: sized("root", row.try_get("root")?)?,
-            chain: sized("chain", row.try_get("chain")?)?,
-            events: Vec::new(),
-        };
-        if commits.first().is_some_and(|first| events_max < next.last - first.first + 1) {
-            break;
-        }
-        commits.push(next);
-    }
+    let mut commits = rows.iter().map(commit_from_row).collect::<Result<Vec<_>, _>>()?;
     let (Some(first), Some(last)) = (commits.first(), commits.last()) else { return Ok(commits) };
     let select = format!("select {COLUMNS} from ledger.events where position between $1 and $2 order by position");
     let mut rows = sqlx::query(&select).bind(first.first).bind(last.last).fetch(&mut *connection);
@@ -252,6 +245,21 @@ pub(crate) async fn commits_after(
     drop(rows);
     commits.truncate(whole);
     Ok(commits)
+}
+
+/// The columns of a commit, in the order in which [`commit_from_row`] takes them.
+const COMMIT_COLUMNS: &str = "number, first_position, last_position, previous_chain, root, chain";
+
+fn commit_from_row(row: &PgRow) -> Result<Commit, StoreError> {
+    Ok(Commit {
+        number: row.try_get(0)?,
+        first: row.try_get(1)?,
+        last: row.try_get(2)?,
+        previous_chain: sized("previous_chain", row.try_get(3)?)?,
+        root: sized("root", row.try_get(4)?)?,
+        chain: sized("chain", row.try_get(5)?)?,
+        events: Vec::new(),
+    })
 }
 
 pub(crate) async fn stream(

@@ -3,9 +3,9 @@
 use ledger_core::{CommandId, CorruptEvent, Event, EventId, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use sqlx::Row;
 use sqlx::postgres::PgRow;
-use time::OffsetDateTime;
+use sqlx::{Row, ValueRef};
+use uuid::Uuid;
 
 use crate::StoreError;
 use crate::hash::{Hash, Leaf, from_hex, hex, leaf};
@@ -58,31 +58,143 @@ impl RecordedEvent {
     }
 }
 
-/// The columns that [`from_row`] reads.
-pub(crate) const COLUMNS: &str = "position, commit_number, command_id, aggregate_type, aggregate_id, sequence, event_type, \
-    event_version, payload::text as payload, metadata::text as metadata, recorded_at, key_hash, request_hash, leaf_hash";
+/// An event as it lies in a row of the log, borrowed from there: for whoever reads many and keeps few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventRow<'a> {
+    pub position: i64,
+    pub commit: i64,
+    pub command_id: CommandId,
+    pub aggregate_type: &'a str,
+    pub aggregate_id: &'a str,
+    pub sequence: i64,
+    pub event_type: &'a str,
+    pub event_version: &'a str,
+    pub payload: &'a str,
+    pub metadata: &'a str,
+    pub recorded_at: Timestamp,
+    pub key_hash: Option<&'a [u8; 16]>,
+    pub request_hash: Option<&'a [u8; 32]>,
+    pub leaf_hash: &'a Hash,
+}
 
+/// The columns of an event, in the order in which [`EventRow::of`] takes them.
+pub(crate) const COLUMNS: &str = "position, commit_number, command_id, aggregate_type, aggregate_id, sequence, event_type, \
+    event_version, payload, metadata, recorded_at, key_hash, request_hash, leaf_hash";
+
+impl<'a> EventRow<'a> {
+    /// From the binary form of the [`COLUMNS`], one after the other.
+    pub(crate) fn of(mut next: impl FnMut() -> Result<Option<&'a [u8]>, StoreError>) -> Result<Self, StoreError> {
+        let mut column = |name| Ok::<_, StoreError>(Column { name, value: next()? });
+        Ok(Self {
+            position: column("position")?.number()?,
+            commit: column("commit_number")?.number()?,
+            command_id: CommandId::from_uuid(Uuid::from_bytes(*column("command_id")?.bytes()?)),
+            aggregate_type: column("aggregate_type")?.text()?,
+            aggregate_id: column("aggregate_id")?.text()?,
+            sequence: column("sequence")?.number()?,
+            event_type: column("event_type")?.text()?,
+            event_version: column("event_version")?.text()?,
+            payload: column("payload")?.text()?,
+            metadata: column("metadata")?.text()?,
+            recorded_at: column("recorded_at")?.time()?,
+            key_hash: column("key_hash")?.bytes_if_any()?,
+            request_hash: column("request_hash")?.bytes_if_any()?,
+            leaf_hash: column("leaf_hash")?.bytes()?,
+        })
+    }
+
+    /// What happened, as a type.
+    pub fn read(&self) -> Result<Event, CorruptEvent> {
+        Event::read(self.aggregate_type, self.aggregate_id, self.event_type, self.event_version, self.payload)
+    }
+
+    /// The leaf hash as its content gives it, whatever is stored.
+    pub fn leaf(&self) -> Hash {
+        leaf(&Leaf {
+            aggregate_type: self.aggregate_type,
+            aggregate_id: self.aggregate_id,
+            sequence: self.sequence,
+            event_type: self.event_type,
+            event_version: self.event_version,
+            recorded_at: self.recorded_at,
+            command_id: self.command_id,
+            key_hash: self.key_hash,
+            request_hash: self.request_hash,
+            payload: self.payload,
+            metadata: self.metadata,
+        })
+    }
+}
+
+impl From<EventRow<'_>> for RecordedEvent {
+    fn from(row: EventRow<'_>) -> Self {
+        Self {
+            position: row.position,
+            commit: row.commit,
+            command_id: row.command_id,
+            aggregate_type: row.aggregate_type.to_owned(),
+            aggregate_id: row.aggregate_id.to_owned(),
+            sequence: row.sequence,
+            event_type: row.event_type.to_owned(),
+            event_version: row.event_version.to_owned(),
+            payload: row.payload.to_owned(),
+            metadata: row.metadata.to_owned(),
+            recorded_at: row.recorded_at,
+            key_hash: row.key_hash.copied(),
+            request_hash: row.request_hash.copied(),
+            leaf_hash: *row.leaf_hash,
+        }
+    }
+}
+
+/// One value of a row, in Postgres' binary form.
+#[derive(Clone, Copy)]
+pub(crate) struct Column<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) value: Option<&'a [u8]>,
+}
+
+impl<'a> Column<'a> {
+    pub(crate) fn number(self) -> Result<i64, StoreError> {
+        self.bytes().map(|bytes| i64::from_be_bytes(*bytes))
+    }
+
+    pub(crate) fn bytes<const N: usize>(self) -> Result<&'a [u8; N], StoreError> {
+        self.bytes_if_any()?.ok_or_else(|| self.is_not("there"))
+    }
+
+    fn bytes_if_any<const N: usize>(self) -> Result<Option<&'a [u8; N]>, StoreError> {
+        let sized = |bytes: &'a [u8]| bytes.try_into().map_err(|_| self.is_not(&format!("of {N} bytes")));
+        self.value.map(sized).transpose()
+    }
+
+    fn text(self) -> Result<&'a str, StoreError> {
+        let bytes = self.value.ok_or_else(|| self.is_not("there"))?;
+        std::str::from_utf8(bytes).map_err(|_| self.is_not("UTF-8"))
+    }
+
+    /// Postgres counts microseconds from the year 2000; the infinite times are at the ends and are none of ours.
+    fn time(self) -> Result<Timestamp, StoreError> {
+        let micros = self.number()?.checked_add(YEAR_2000);
+        micros.and_then(|micros| Timestamp::from_micros(micros).ok()).ok_or_else(|| self.is_not("a time"))
+    }
+
+    fn is_not(self, what: &str) -> StoreError {
+        StoreError::Corrupt(format!("{} is not {what}", self.name))
+    }
+}
+
+/// Microseconds from 1970 to 2000.
+const YEAR_2000: i64 = 946_684_800_000_000;
+
+/// An event from a row that begins with the [`COLUMNS`].
 pub(crate) fn from_row(row: &PgRow) -> Result<RecordedEvent, StoreError> {
-    let recorded_at: OffsetDateTime = row.try_get("recorded_at")?;
-    Ok(RecordedEvent {
-        position: row.try_get("position")?,
-        commit: row.try_get("commit_number")?,
-        command_id: CommandId::from_uuid(row.try_get("command_id")?),
-        aggregate_type: row.try_get("aggregate_type")?,
-        aggregate_id: row.try_get("aggregate_id")?,
-        sequence: row.try_get("sequence")?,
-        event_type: row.try_get("event_type")?,
-        event_version: row.try_get("event_version")?,
-        payload: row.try_get("payload")?,
-        metadata: row.try_get("metadata")?,
-        recorded_at: recorded_at.try_into().map_err(|_| StoreError::Corrupt("recorded_at".to_owned()))?,
-        key_hash: row.try_get::<Option<Vec<u8>>, _>("key_hash")?.map(|hash| sized("key_hash", hash)).transpose()?,
-        request_hash: row
-            .try_get::<Option<Vec<u8>>, _>("request_hash")?
-            .map(|hash| sized("request_hash", hash))
-            .transpose()?,
-        leaf_hash: sized("leaf_hash", row.try_get("leaf_hash")?)?,
-    })
+    let mut index = 0..;
+    let next = || {
+        let value = row.try_get_raw(index.next().expect("the range has no end"))?;
+        if value.is_null() { Ok(None) } else { Ok(value.as_bytes().map(Some).map_err(sqlx::Error::Decode)?) }
+    };
+    EventRow::of(next).map(RecordedEvent::from)
 }
 
 pub(crate) fn sized<const N: usize>(column: &str, bytes: Vec<u8>) -> Result<[u8; N], StoreError> {
