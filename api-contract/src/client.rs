@@ -4,12 +4,13 @@
 //! scope that [`crate::ROUTES`] names.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts, MatchedPath};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
+use runtime::http::Peer;
 use runtime::request_id::{RequestId, Traceparent};
 use serde::Serialize;
 use uuid::Uuid;
@@ -31,7 +32,7 @@ pub struct Client {
     pub scopes: Scopes,
     /// `X-User-ID`: the partner's end user on whose behalf the call is made.
     pub user: Option<Arc<str>>,
-    pub request_id: String,
+    pub request_id: RequestId,
     pub traceparent: Option<String>,
     /// Where the call came from, as far as our socket can tell.
     pub peer: Option<IpAddr>,
@@ -79,7 +80,7 @@ impl Client {
     }
 
     pub fn origin(&self) -> Origin {
-        Origin { peer: self.peer, request_id: self.request_id.clone() }
+        Origin { peer: self.peer, request_id: self.request_id.to_string() }
     }
 
     /// What the events of this call say about it: a flat JSON object of strings. Of an operator's call also where it came
@@ -99,7 +100,7 @@ impl Client {
         }
         let about = About {
             client_id: self.id,
-            request_id: &self.request_id,
+            request_id: self.request_id.as_str(),
             traceparent: self.traceparent.as_deref(),
             user_id: self.user.as_deref(),
             peer: self.peer.filter(|_| self.is_admin()),
@@ -123,7 +124,8 @@ where
             access.admit(&verified, parts.extensions.get::<Told>())?;
         }
         let user = user(&parts.headers)?;
-        let Ok(Origin { peer, request_id }) = Origin::from_request_parts(parts, state).await;
+        let Ok(request_id) = RequestId::from_request_parts(parts, state).await;
+        let peer = peer(parts, state).await;
         let Ok(Traceparent(traceparent)) = Traceparent::from_request_parts(parts, state).await;
         let Verified { client: id, partner, scopes, family, .. } = *verified;
         let client = Self { id, partner, scopes, user, request_id, traceparent, peer, family };
@@ -156,11 +158,15 @@ impl<S: Sync> FromRequestParts<S> for Origin {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let peer = peer.map(|ConnectInfo(peer)| peer.ip().to_canonical());
+        let peer = peer(parts, state).await;
         let Ok(request_id) = RequestId::from_request_parts(parts, state).await;
         Ok(Self { peer, request_id: request_id.to_string() })
     }
+}
+
+async fn peer<S: Sync>(parts: &mut Parts, state: &S) -> Option<IpAddr> {
+    let Ok(Peer(peer)) = Peer::from_request_parts(parts, state).await;
+    peer.map(|peer| peer.ip().to_canonical())
 }
 
 /// The token of the one `Authorization: Bearer …`.

@@ -3,9 +3,9 @@
 //! Whether a key was used before is the ledger's to know; here it is only read and hashed, together with
 //! what it was used for.
 
-use axum::extract::{FromRequestParts, OriginalUri};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, Method};
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use sha2::{Digest, Sha256};
 
 use ledger_core::{ClientId, Key};
@@ -23,9 +23,9 @@ pub struct OptionalKey(Option<RequiredKey>);
 /// `Idempotency-Key` where money can move. It remembers the request that it came with.
 #[derive(Clone, Debug)]
 pub struct RequiredKey {
-    key: String,
+    key: HeaderValue, // visible ASCII
     method: Method,
-    path: String,
+    uri: Uri, // the whole: our routers are merged, never nested, or it would be cut short
 }
 
 impl OptionalKey {
@@ -37,12 +37,12 @@ impl OptionalKey {
 impl RequiredKey {
     /// The key as the ledger keeps it, bound to this request.
     pub fn of(&self, client: &Client, body: &CanonicalBody) -> Key {
-        key(client, &self.key, &self.method, &self.path, body)
+        key(client, self.key.as_bytes(), &self.method, self.uri.path(), body)
     }
 }
 
 /// The key of a client and what it is used for: method, path, `X-User-ID` and canonical body.
-pub fn key(client: &Client, key: &str, method: &Method, path: &str, body: &CanonicalBody) -> Key {
+pub fn key(client: &Client, key: impl AsRef<[u8]>, method: &Method, path: &str, body: &CanonicalBody) -> Key {
     let mut request = Sha256::new();
     let user = client.user.as_deref().unwrap_or_default(); // a user's name is never empty
     for part in [method.as_str().as_bytes(), path.as_bytes(), user.as_bytes(), body.bytes()] {
@@ -54,7 +54,7 @@ pub fn key(client: &Client, key: &str, method: &Method, path: &str, body: &Canon
 }
 
 /// Under which the log keeps a client's key: SHA-256(client id ‖ 0 ‖ key), cut to 16 bytes; the id as its text.
-pub fn key_hash(client: ClientId, key: &str) -> [u8; 16] {
+pub fn key_hash(client: ClientId, key: impl AsRef<[u8]>) -> [u8; 16] {
     let hash = Sha256::new().chain_update(client.to_string()).chain_update([0]).chain_update(key).finalize();
     let mut cut = [0; 16];
     cut.copy_from_slice(&hash[..16]);
@@ -69,10 +69,8 @@ fn read(parts: &Parts) -> Result<Option<RequiredKey>, Problem> {
         return Err(invalid().detail("the header was sent twice"));
     }
     let fits = (1..=LENGTH_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
-    let key = value.to_str().ok().filter(|_| fits).ok_or_else(invalid)?;
-    // A router nested in another one sees a shortened path; the request's own is what counts.
-    let path = parts.extensions.get::<OriginalUri>().map_or_else(|| parts.uri.path(), |uri| uri.0.path());
-    Ok(Some(RequiredKey { key: key.to_owned(), method: parts.method.clone(), path: path.to_owned() }))
+    let key = fits.then(|| value.clone()).ok_or_else(invalid)?;
+    Ok(Some(RequiredKey { key, method: parts.method.clone(), uri: parts.uri.clone() }))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for OptionalKey {
@@ -95,6 +93,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequiredKey {
 mod tests {
     use std::sync::Arc;
 
+    use runtime::request_id::RequestId;
     use uuid::Uuid;
 
     use super::*;
@@ -106,7 +105,7 @@ mod tests {
             partner: None,
             scopes: Scopes::PARTNER,
             user: user.map(Arc::from),
-            request_id: "req_1".to_owned(),
+            request_id: RequestId::mint(),
             traceparent: None,
             peer: None,
             family: Uuid::nil(),

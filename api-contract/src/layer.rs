@@ -1,11 +1,16 @@
 //! What goes around every service's routes: request ids, and problems wherever something is refused.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use runtime::request_id::{self, RequestId};
+use axum::routing::Route;
+use runtime::request_id::{RequestId, Tracked};
+use tower::{Layer, Service};
 
 use crate::Problem;
 use crate::problem::ECHO_MAX;
@@ -14,41 +19,93 @@ use crate::rate::Told;
 /// Puts the shared conventions around a service's routes. Every answer has `X-Request-ID`; every refusal is a
 /// problem that says where it happened; 404, 405 (with `Allow`) and 406 are problems too.
 pub fn layer(router: Router) -> Router {
-    router.layer(middleware::from_fn(present)).layer(middleware::from_fn(request_id::track))
+    router.layer(Conventions)
 }
 
-async fn present(id: RequestId, mut request: Request, next: Next) -> Response {
-    let told = Told::default();
-    request.extensions_mut().insert(told.clone());
-    let mut response = answer(&id, request, next).await;
-    told.write(response.headers_mut());
-    response
-}
+/// One layer and one boxed future for all of it: functions as middleware would copy the route, the request and what is
+/// within them for each of them.
+#[derive(Clone)]
+struct Conventions;
 
-async fn answer(id: &RequestId, request: Request, next: Next) -> Response {
-    let matched = request.extensions().get::<MatchedPath>().is_some();
-    let uri = request.uri().clone(); // cheap: shared bytes
-    let accepted = Accepted::of(request.headers());
-    // A command must not be executed for an answer that nobody takes; a read can be looked at afterwards.
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let mut response = if matched && !reads && !accepted.takes("application/json") {
-        Problem::of("not-acceptable").into_response()
-    } else {
-        next.run(request).await
-    };
-    if reads && response.status().is_success() && !accepted.takes(content_type(&response)) {
-        response = Problem::of("not-acceptable").into_response();
+#[derive(Clone)]
+struct Presented(Route);
+
+impl Layer<Route> for Conventions {
+    type Service = Presented;
+
+    fn layer(&self, route: Route) -> Presented {
+        Presented(route)
     }
-    let Some(problem) = response.extensions_mut().remove::<Problem>().or_else(|| problem_of(&response)) else {
-        return response;
-    };
-    let mut presented = problem.happened(instance(uri.path(), matched), id.as_str()).into_response();
-    for (name, value) in response.headers() {
-        if !DESCRIBES_BODY.contains(name) {
-            presented.headers_mut().insert(name.clone(), value.clone()); // `Allow`, `Retry-After`, …
+}
+
+impl Service<Request> for Presented {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        <Route as Service<Request>>::poll_ready(&mut self.0, cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let tracked = Tracked::begin(&mut request);
+        let told = Told::default();
+        request.extensions_mut().insert(told.clone());
+        let asked = Asked::of(&request);
+        let routed = asked.can_be_answered().then(|| self.0.call(request));
+        let id = tracked.id().clone();
+        let presented = async move {
+            let response = match routed {
+                Some(routed) => routed.await.unwrap_or_else(|never| match never {}),
+                None => Problem::of("not-acceptable").into_response(),
+            };
+            let mut response = asked.present(response, &id);
+            told.write(response.headers_mut());
+            response
+        };
+        let answered = tracked.answer(presented);
+        Box::pin(async move { Ok(answered.await) })
+    }
+}
+
+/// What must be known of a request when its answer is presented.
+struct Asked {
+    matched: bool,
+    uri: Uri,
+    accepted: Accepted,
+    reads: bool,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        Self {
+            matched: request.extensions().get::<MatchedPath>().is_some(),
+            uri: request.uri().clone(), // cheap: shared bytes
+            accepted: Accepted::of(request.headers()),
+            reads: matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS),
         }
     }
-    presented
+
+    /// A command must not be executed for an answer that nobody takes; a read can be looked at afterwards.
+    fn can_be_answered(&self) -> bool {
+        !self.matched || self.reads || self.accepted.takes("application/json")
+    }
+
+    fn present(&self, mut response: Response, id: &RequestId) -> Response {
+        if self.reads && response.status().is_success() && !self.accepted.takes(content_type(&response)) {
+            response = Problem::of("not-acceptable").into_response();
+        }
+        let Some(problem) = response.extensions_mut().remove::<Problem>().or_else(|| problem_of(&response)) else {
+            return response;
+        };
+        let mut presented = problem.happened(instance(self.uri.path(), self.matched), id.as_str()).into_response();
+        for (name, value) in response.headers() {
+            if !DESCRIBES_BODY.contains(name) {
+                presented.headers_mut().insert(name.clone(), value.clone()); // `Allow`, `Retry-After`, …
+            }
+        }
+        presented
+    }
 }
 
 const DESCRIBES_BODY: [HeaderName; 2] = [header::CONTENT_TYPE, header::CONTENT_LENGTH];

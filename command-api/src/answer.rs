@@ -4,7 +4,7 @@
 //! why a replay has the same bytes, refusals included.
 
 use api_contract::{LEDGER_POSITION, Problem, TransactionBody, WalletBody};
-use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ledger_core::{Balance, Command, CommandEvent, Event, Failure, TransactionEvent, WalletEvent};
@@ -66,7 +66,7 @@ impl Commands {
     }
 
     async fn record(&self, command: Command) -> Result<Done, Refused> {
-        let receipt = self.ledger.execute(command).await?;
+        let receipt = self.0.ledger.execute(command).await?;
         let recorded = Recorded { position: receipt.position(), replayed: receipt.replayed };
         let stream = receipt.happened_in_stream().map_err(|error| Problem::internal(&error))?;
         Ok(Done { recorded, stream, receipt })
@@ -180,12 +180,21 @@ impl Recorded {
     }
 }
 
+/// More than most answers have: a transfer's has some 700 bytes.
+const BODY_BYTES: usize = 1024;
+
 impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body)).into_response();
+        let mut body = Vec::with_capacity(BODY_BYTES); // it would grow five times from nothing
+        if let Err(error) = serde_json::to_writer(&mut body, &self.body) {
+            return Problem::internal(&error).into_response();
+        }
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
         let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.recorded.tell(headers);
-        if let Some(location) = self.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {
+        if let Some(location) = self.location.and_then(|location| HeaderValue::try_from(location).ok()) {
             headers.insert(header::LOCATION, location);
         }
         response

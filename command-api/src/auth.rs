@@ -50,7 +50,7 @@ pub(crate) async fn token(
     origin: Origin,
     Json(request, _): Json<Credentials>,
 ) -> Result<Tokens, Problem> {
-    commands.access.log_in(&request.client_id, &request.client_secret, &origin).await.map(Tokens)
+    commands.0.access.log_in(&request.client_id, &request.client_secret, &origin).await.map(Tokens)
 }
 
 /// Get the next pair of tokens
@@ -72,7 +72,7 @@ pub(crate) async fn refresh(
     origin: Origin,
     Json(request, _): Json<Refresh>,
 ) -> Result<Tokens, Problem> {
-    commands.access.refresh(&request.refresh_token, &origin).await.map(Tokens)
+    commands.0.access.refresh(&request.refresh_token, &origin).await.map(Tokens)
 }
 
 /// Log out
@@ -88,7 +88,7 @@ pub(crate) async fn refresh(
     extensions(("x-problems" = json!(["storage-unavailable"]))),
 )]
 pub(crate) async fn logout(State(commands): State<Commands>, client: Client) -> Result<StatusCode, Problem> {
-    commands.access.logout(&client).await?;
+    commands.0.access.logout(&client).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn logout(State(commands): State<Commands>, client: Client) -> 
     responses((status = 200, description = "The public keys.", body = JsonWebKeys)),
 )]
 pub(crate) async fn keys(State(commands): State<Commands>) -> impl IntoResponse {
-    ([(header::CACHE_CONTROL, "public, max-age=30")], axum::Json(commands.access.published_keys()))
+    ([(header::CACHE_CONTROL, "public, max-age=30")], axum::Json(commands.0.access.published_keys()))
 }
 
 impl IntoResponse for Tokens {

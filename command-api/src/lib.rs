@@ -42,9 +42,11 @@ pub struct Settings {
     pub bank_url: String,
 }
 
-/// What every handler works with. Cloning it is cheap.
+/// What every handler works with. Cloning it is cheap: it happens several times for each request.
 #[derive(Clone)]
-pub struct Commands {
+pub struct Commands(Arc<Shared>);
+
+struct Shared {
     ledger: Ledger,
     access: Access,
     settings: Arc<Settings>,
@@ -56,13 +58,13 @@ impl Commands {
         let settings = Arc::new(settings);
         let following = credentials::keep_following(ledger.log().clone(), access.clone(), Arc::downgrade(&settings));
         tokio::spawn(following);
-        Self { ledger, access, settings }
+        Self(Arc::new(Shared { ledger, access, settings }))
     }
 
     /// Adds what must hold for commands to be executed: a running engine and a reachable database. Not NATS.
     #[must_use]
     pub fn health(&self, health: Health) -> Health {
-        let (ledger, access) = (self.ledger.clone(), self.access.clone());
+        let (ledger, access) = (self.0.ledger.clone(), self.0.access.clone());
         health
             .check("ledger-engine", CHECK_TIME, move || {
                 let running = ledger.is_running();
@@ -88,7 +90,7 @@ pub async fn run(listener: TcpListener, state: Commands, shutdown: Shutdown) -> 
         .merge(state.health(Health::new()).router());
     let limits = Limits { always: ALWAYS, ..Limits::default() };
     let served = runtime::http::serve(listener, api_contract::layer(router), limits, shutdown).await;
-    state.ledger.stop(STOP_TIME).await;
+    state.0.ledger.stop(STOP_TIME).await;
     Ok(served?)
 }
 
@@ -127,6 +129,6 @@ fn described() -> OpenApiRouter<Commands> {
 
 impl FromRef<Commands> for Access {
     fn from_ref(state: &Commands) -> Self {
-        state.access.clone()
+        state.0.access.clone()
     }
 }

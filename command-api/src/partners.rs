@@ -207,7 +207,7 @@ impl Commands {
     /// Puts in force what the command has done to a partner. Answers the new secret if there is one: a replay has none, for
     /// the first answer has shown it, or it is lost and nobody's.
     async fn credentials(&self, done: &Done) -> Result<Option<Secret>, Problem> {
-        credentials::follow(self.ledger.log(), &self.access).await?;
+        credentials::follow(self.0.ledger.log(), &self.0.access).await?;
         if done.recorded.replayed() {
             return Ok(None);
         }
@@ -218,7 +218,7 @@ impl Commands {
             ) = event
             {
                 let secret = Secret::mint_for_client();
-                let set = self.access.set_secret(client_id, position, &secret).await;
+                let set = self.0.access.set_secret(client_id, position, &secret).await;
                 return Ok(set.map_err(FollowError::from)?.then_some(secret));
             }
         }

@@ -232,7 +232,7 @@ pub(crate) async fn top_up(
         ..instruction(TransactionKind::TopUp, &call, request.wallet_id, money)
     };
     let token = Secret::mint("pay_").reveal().to_owned(); // whoever has it may pay, and learns nothing else
-    let redirect_url = format!("{}/bank/pay/{token}", commands.settings.bank_url.trim_end_matches('/'));
+    let redirect_url = format!("{}/bank/pay/{token}", commands.0.settings.bank_url.trim_end_matches('/'));
     let payment = Payment { token, redirect_url, return_url };
     let action = Action::RequestTopUp { transaction: mint(), instruction: Arc::new(instruction), payment };
     let done = commands.execute(call.command(action, &body)).await?;

@@ -26,6 +26,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+/// Most of what is allocated lives as long as one request: with libc's `malloc`, a sixth of the server's time went there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// An event-sourced wallet ledger that can prove itself.
 #[derive(Debug, Parser)]
 #[command(name = "daybook", version)]

@@ -10,7 +10,7 @@ use api_contract::{
 };
 use axum::extract::State;
 use axum::response::IntoResponse;
-use axum::{Extension, Json};
+use axum::Json;
 use ledger_core::{PartnerId, Timestamp, TransactionId, TransactionStatus, WalletId};
 use runtime::shutdown::Shutdown;
 use serde::Deserialize;
@@ -181,7 +181,7 @@ pub(crate) async fn show(
     client: Client,
     Path(id): Path<TransactionId>,
     Query(query): Query<FreshnessQuery>,
-    Extension(stop): Extension<Shutdown>,
+    stop: Shutdown,
 ) -> Result<impl IntoResponse, Problem> {
     let partner = queries::visible_to(&client)?;
     let find = || async {

@@ -7,7 +7,7 @@
 //! # What is not promised
 //! A handler runs inside its connection: when that breaks, or the drain after a stop ends, the handler
 //! is dropped wherever it waits. What must run to its end is spawned by its handler. Whatever waits or
-//! streams for long should listen to the [`Shutdown`] among its request's extensions, for the drain
+//! streams for long should listen to the [`Shutdown`] that it can take as an extractor, for the drain
 //! waits for it.
 
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::HttpBody;
-use axum::extract::ConnectInfo;
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Request, Uri, Version, header};
 use axum::response::Response;
@@ -223,20 +223,13 @@ async fn converse(
         return tracing::debug!(%error, "the connection ended before it began");
     }
     let socket = Socket::new(stream, limits.clone());
-    let conversation = socket.conversation();
-    let told = shutdown.clone();
     let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
+    let conversation = socket.conversation();
+    let surroundings =
+        Arc::new(Surroundings { peer, router, limits, door, conversation, shutdown: shutdown.clone() });
     let service = service_fn(move |request| {
-        let countable = conversation.handling();
-        let call = Call {
-            peer,
-            countable,
-            limits: limits.clone(),
-            door: door.clone(),
-            conversation: conversation.clone(),
-            shutdown: told.clone(),
-        };
-        Box::pin(answer(request, router.clone(), call))
+        let countable = surroundings.conversation.handling();
+        Box::pin(answer(request, surroundings.clone(), countable))
     });
     let mut connection = http1::Builder::new()
         .header_read_timeout(None) // the socket has better clocks
@@ -244,12 +237,17 @@ async fn converse(
         .max_buf_size(buffer)
         .serve_connection(TokioIo::new(socket), service);
 
+    // The future of the stop is asked once, which makes it wake this task, and again when there is something to hear:
+    // all connections would take its lock with everything that they do.
     let mut stop = pin!(shutdown.requested());
-    let mut stopping = false;
+    let (mut listening, mut stopping) = (false, false);
     let served = poll_fn(|cx| {
-        if !stopping && stop.as_mut().poll(cx).is_ready() {
-            stopping = true;
-            Pin::new(&mut connection).graceful_shutdown();
+        if !stopping && (!listening || shutdown.is_requested()) {
+            listening = true;
+            if stop.as_mut().poll(cx).is_ready() {
+                stopping = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
         }
         connection.poll_without_shutdown(cx)
     });
@@ -264,45 +262,72 @@ async fn converse(
     socket.finish().await;
 }
 
-/// What is known of a request beside the request.
-struct Call {
+/// What all requests of a connection stand on. Each has a share of it, counted where no other connection counts.
+struct Surroundings {
     peer: SocketAddr,
-    /// There is one way to tell where its body ends.
-    countable: bool,
+    router: Router,
     limits: Arc<Limits>,
     door: Arc<Door>,
     conversation: Arc<Conversation>,
     shutdown: Shutdown,
 }
 
-/// One request: refused here, or answered by the router and made presentable.
+/// What the server knows of a request and its handler may ask for: one thing among the extensions, for each costs.
+#[derive(Clone)]
+pub(crate) struct Arrival {
+    pub(crate) id: RequestId,
+    surroundings: Arc<Surroundings>,
+}
+
+/// Where a request came from, as far as its socket can tell; `None` for one that came through no socket. An extractor.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub Option<SocketAddr>);
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.get::<Arrival>().map(|arrival| arrival.surroundings.peer)))
+    }
+}
+
+/// The stop of the server that took the request. One that came through no server is never told to stop.
+impl<S: Sync> FromRequestParts<S> for Shutdown {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get::<Arrival>().map(|arrival| arrival.surroundings.shutdown.clone()).unwrap_or_default())
+    }
+}
+
+/// One request: refused here, or answered by the router and made presentable. `countable`: there is one way to tell where
+/// its body ends.
 async fn answer(
     request: Request<Incoming>,
-    mut router: Router,
-    call: Call,
+    surroundings: Arc<Surroundings>,
+    countable: bool,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let Call { peer, countable, limits, door, conversation, shutdown } = call;
+    let Surroundings { limits, door, conversation, .. } = &*surroundings;
     let begun = Instant::now();
     let (mut parts, incoming) = request.into_parts();
     let guest = if countable { door.admit(&parts.method, parts.uri.path()) } else { Some(None) };
     let Some(guest) = guest else {
-        let body = RequestBody::new(incoming, &limits, Fault::default(), conversation.clone(), None);
+        let body = RequestBody::new(incoming, limits, Fault::default(), conversation.clone(), None);
         return Ok(overloaded(&parts, body, door.pause(), begun)
             .await
-            .map(|body| ResponseBody::new(body, conversation)));
+            .map(|body| ResponseBody::new(body, conversation.clone())));
     };
-    let id = RequestId::of(None, &parts.headers);
-    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let id = RequestId::of(&parts.headers);
+    let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let body_sent = !incoming.is_end_stream();
     let fault = Fault::default();
-    let body = RequestBody::new(incoming, &limits, fault.clone(), conversation.clone(), guest.clone());
+    let body = RequestBody::new(incoming, limits, fault.clone(), conversation.clone(), guest.clone());
 
-    let mut refusal = if countable { refuse(&parts, &limits) } else { Some(Refusal::Malformed) };
+    let mut refusal = if countable { refuse(&parts, limits) } else { Some(Refusal::Malformed) };
     let mut response = None;
     if refusal.is_none() {
-        parts.extensions.insert(id.clone());
-        parts.extensions.insert(ConnectInfo(peer));
-        parts.extensions.insert(shutdown);
+        parts.extensions.insert(Arrival { id: id.clone(), surroundings: surroundings.clone() });
+        let mut router = surroundings.router.clone();
         match AssertUnwindSafe(router.call(Request::from_parts(parts, body))).catch_unwind().await {
             Ok(Ok(answered)) if answered.status().is_client_error() || answered.status().is_server_error() => {
                 refusal = fault.get().cloned(); // the handler saw a broken body; we know why
@@ -317,11 +342,11 @@ async fn answer(
     }
 
     let mut response = match (&refusal, response) {
-        (None, Some(answered)) if is_bare(&answered) => wrap(answered, &path, &id),
+        (None, Some(answered)) if is_bare(&answered) => wrap(answered, uri.path(), &id),
         (None, Some(answered)) => answered,
         (Some(refusal), _) => {
             request_id::log(method.as_str(), "refused", refusal.status(), begun, &id);
-            refusal.response(&path, &id)
+            refusal.response(uri.path(), &id)
         }
         (None, None) => unreachable!("what was not refused was answered"),
     };
@@ -332,12 +357,12 @@ async fn answer(
     if refusal.is_some() && body_sent {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| ResponseBody::new(body, conversation)))
+    Ok(response.map(|body| ResponseBody::new(body, conversation.clone())))
 }
 
 /// One request too many. Its connection can be used again, for a new one would cost more: a small body is read and let go.
 async fn overloaded(head: &Parts, mut body: RequestBody, pause: Duration, begun: Instant) -> Response {
-    let id = RequestId::of(None, &head.headers);
+    let id = RequestId::of(&head.headers);
     let small = body.size_hint().upper().is_some_and(|bytes| bytes <= PASSED_OVER_MAX);
     let mut passed_over = body.is_end_stream() || small && !head.headers.contains_key(header::EXPECT);
     while passed_over && !body.is_end_stream() {

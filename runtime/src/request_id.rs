@@ -1,23 +1,24 @@
 //! A name for every request: taken from the client or minted, echoed, logged, and at hand for handlers.
 //!
 //! [`track`] is a middleware for a whole router:
-//! `router.layer(axum::middleware::from_fn(runtime::request_id::track))`. It writes one log line per
-//! request. Queries, bodies and credentials are never logged, and a path only as the route's
-//! pattern: what clients put into paths is theirs.
+//! `router.layer(axum::middleware::from_fn(runtime::request_id::track))`. What it does is in [`Tracked`], for layers that
+//! do more than that. It logs each request that failed or was slow; the others with `RUST_LOG=debug` alone, for a line
+//! costs a good part of what it costs to answer, and the metrics count all of them. Queries, bodies and credentials are
+//! never logged, and a path only as the route's pattern: what clients put into paths is theirs.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, MatchedPath, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::http::Arrival;
 use crate::{metrics, trace};
 
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,43 +37,95 @@ pub struct Traceparent(pub Option<String>);
 
 /// Names the request, logs and traces it, and sets `X-Request-ID` and `traceparent` on the answer.
 pub async fn track(mut request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let id = RequestId::of(request.extensions().get(), request.headers());
-    let sent = Traceparent::of(request.headers());
-    let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let served = trace::serve(&method, path.as_ref().map(MatchedPath::as_str), sent.0.as_deref(), &id);
-    let traceparent = served.as_ref().map_or(sent, |served| Traceparent(Some(served.traceparent())));
-    request.extensions_mut().insert(id.clone());
-    request.extensions_mut().insert(traceparent.clone());
+    let tracked = Tracked::begin(&mut request);
+    tracked.answer(next.run(request)).await
+}
 
-    let span = tracing::info_span!("request", request.id = %id);
-    let mut response = next.run(request).instrument(span).await;
+/// A request from its arrival to its answer.
+pub struct Tracked {
+    begun: Instant,
+    id: RequestId,
+    method: Method,
+    path: Option<MatchedPath>,
+    traceparent: Option<HeaderValue>,
+    served: Option<trace::Span>,
+}
 
-    response.headers_mut().insert(HEADER, id.header());
-    if let Some(value) = traceparent.0.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
-        response.headers_mut().insert(TRACEPARENT, value);
+impl Tracked {
+    pub fn begin(request: &mut Request) -> Self {
+        let begun = Instant::now();
+        let id = RequestId::known(request.extensions()).unwrap_or_else(|| {
+            let id = RequestId::of(request.headers());
+            request.extensions_mut().insert(id.clone());
+            id
+        });
+        let method = request.method().clone();
+        let path = request.extensions().get::<MatchedPath>().cloned();
+        let sent = Traceparent::of(request.headers());
+        let served = trace::serve(&method, path.as_ref().map(MatchedPath::as_str), sent.0.as_deref(), &id);
+        let traceparent = match &served {
+            Some(served) => {
+                let own = Traceparent(Some(served.traceparent()));
+                request.extensions_mut().insert(own.clone());
+                own
+            }
+            None => sent, // handlers read it from the head
+        };
+        let traceparent = traceparent.0.and_then(|value| HeaderValue::try_from(value).ok());
+        Self { begun, id, method, path, traceparent, served }
     }
-    if let Some(served) = served {
-        served.answered(response.status());
+
+    pub fn id(&self) -> &RequestId {
+        &self.id
     }
-    let path = path.as_ref().map_or("unmatched", MatchedPath::as_str);
-    log(method.as_str(), path, response.status(), begun, &id);
-    response
+
+    /// What is logged while the answer is made carries the request's name.
+    pub fn answer(self, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+        let answering = CURRENT.scope(self.id.clone(), answering);
+        async move {
+            let mut response = answering.await;
+            response.headers_mut().insert(HEADER, self.id.header());
+            if let Some(value) = self.traceparent {
+                response.headers_mut().insert(TRACEPARENT, value);
+            }
+            if let Some(served) = self.served {
+                served.answered(response.status());
+            }
+            let path = self.path.as_ref().map_or("unmatched", MatchedPath::as_str);
+            log(self.method.as_str(), path, response.status(), self.begun, &self.id);
+            response
+        }
+    }
+}
+
+tokio::task_local! {
+    static CURRENT: RequestId;
+}
+
+/// The name of the request that this task is answering.
+pub(crate) fn current() -> Option<RequestId> {
+    CURRENT.try_with(RequestId::clone).ok()
 }
 
 impl RequestId {
     pub fn mint() -> Self {
-        Self(format!("req_{}", Uuid::now_v7()).into())
+        let mut text = *b"req_00000000-0000-0000-0000-000000000000";
+        Uuid::now_v7().hyphenated().encode_lower(&mut text[4..]);
+        Self(std::str::from_utf8(&text).expect("hex digits").into())
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name already given to this request, else the client's, else a new one.
-    pub(crate) fn of(given: Option<&Self>, headers: &HeaderMap) -> Self {
-        given.cloned().or_else(|| Self::sent(headers)).unwrap_or_else(Self::mint)
+    /// The client's name for this request, else a new one.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self::sent(headers).unwrap_or_else(Self::mint)
+    }
+
+    /// The name already given to this request: by the server, or by [`track`] where there is none around it.
+    fn known(extensions: &Extensions) -> Option<Self> {
+        extensions.get::<Arrival>().map(|arrival| &arrival.id).or_else(|| extensions.get()).cloned()
     }
 
     fn sent(headers: &HeaderMap) -> Option<Self> {
@@ -96,9 +149,11 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        let id = Self::of(parts.extensions.get(), &parts.headers);
-        parts.extensions.insert(id.clone()); // asked twice, it is the same
-        Ok(id)
+        Ok(Self::known(&parts.extensions).unwrap_or_else(|| {
+            let id = Self::of(&parts.headers);
+            parts.extensions.insert(id.clone()); // asked twice, it is the same
+            id
+        }))
     }
 }
 
@@ -116,13 +171,21 @@ impl<S: Sync> FromRequestParts<S> for Traceparent {
     }
 }
 
-/// The one log line of a request, and its place in the metrics. Also used for a request that never reached a router.
+/// The place of a request in the metrics, and its line of the log. Also used for a request that never reached a router.
 pub(crate) fn log(method: &str, path: &str, status: StatusCode, begun: Instant, id: &RequestId) {
     let took = begun.elapsed();
     metrics::record(method, path, status, took);
     let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(method, path, status = status.as_u16(), duration_ms, request.id = %id, "request");
+    let status = status.as_u16();
+    if 400 <= status || SLOW <= took {
+        tracing::info!(method, path, status, duration_ms, request.id = %id, "request");
+    } else {
+        tracing::debug!(method, path, status, duration_ms, request.id = %id, "request");
+    }
 }
+
+/// A request that takes so long is worth a line.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// The header's value when it is there exactly once and ASCII.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -3,12 +3,19 @@
 //! It only says *that* a stop is wanted. Whoever runs decides how to end: the HTTP server drains,
 //! a relay finishes its batch, a stream of events says goodbye. Nobody is dropped half-way by it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::signal::unix::{SignalKind, signal as unix_signal};
 use tokio_util::sync::CancellationToken;
 
 /// A request to stop, shared by all clones. Once triggered it stays so.
 #[derive(Clone, Debug, Default)]
-pub struct Shutdown(CancellationToken);
+pub struct Shutdown {
+    token: CancellationToken,
+    /// The same, to be looked at often: the token has a lock.
+    requested: Arc<AtomicBool>,
+}
 
 /// A shutdown that SIGTERM or Ctrl-C triggers. Call it inside the tokio runtime; from its return on no signal is missed.
 ///
@@ -37,15 +44,16 @@ impl Shutdown {
     }
 
     pub fn trigger(&self) {
-        self.0.cancel();
+        self.requested.store(true, Ordering::Release); // before whoever is woken looks
+        self.token.cancel();
     }
 
     /// Returns once a stop is wanted, at once when it already is.
     pub async fn requested(&self) {
-        self.0.cancelled().await;
+        self.token.cancelled().await;
     }
 
     pub fn is_requested(&self) -> bool {
-        self.0.is_cancelled()
+        self.requested.load(Ordering::Acquire)
     }
 }

@@ -23,6 +23,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -187,7 +188,7 @@ impl Lines {
 
     fn take(&mut self, mut bytes: &[u8]) {
         while !self.ended && !bytes.is_empty() {
-            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let end = memchr(b'\n', bytes); // tokens make long lines
             let part = &bytes[..end.unwrap_or(bytes.len())];
             let room = Self::LOOKED_AT.saturating_sub(self.line.len());
             self.line.extend_from_slice(&part[..part.len().min(room)]);
@@ -235,7 +236,7 @@ impl AsyncRead for Socket {
             Phase::Handling => return read, // the body has a clock of its own
             Phase::Idle { until } => *until,
             Phase::Head { until, line_ended } => {
-                *line_ended |= fresh.contains(&b'\n');
+                *line_ended = *line_ended || fresh.contains(&b'\n');
                 *until
             }
         };
@@ -243,10 +244,15 @@ impl AsyncRead for Socket {
         drop(state);
 
         if read.is_pending() {
-            if this.read_timer.deadline() != until {
+            // A timer that ends too early is only asked again; to set it anew for each request would cost more than that.
+            if until < this.read_timer.deadline() {
                 this.read_timer.as_mut().reset(until);
             }
             ready!(this.read_timer.as_mut().poll(cx));
+            if this.read_timer.deadline() < until {
+                this.read_timer.as_mut().reset(until);
+                ready!(this.read_timer.as_mut().poll(cx));
+            }
         } else if Instant::now() < until {
             return read; // bytes that trickle in never make us wait long, so the clock is read here too
         }

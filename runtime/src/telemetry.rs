@@ -15,7 +15,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::otlp;
+use crate::{otlp, request_id};
 
 /// Sets logs up for this process; later calls change nothing. `RUST_LOG` says what is logged (default `info`),
 /// `DAYBOOK_LOG_FORMAT=json` asks for JSON on a terminal too. Panics are logged like any other error. Traces are on if
@@ -41,10 +41,10 @@ pub fn init(service: &str) {
         log.json()
             .flatten_event(true)
             .with_span_list(false)
-            .with_writer(Lines { opening: format!("{{\"service\":{service},") })
+            .with_writer(Lines { opening: Some(format!("{{\"service\":{service},")) })
             .try_init()
     } else {
-        log.with_writer(Lines { opening: String::new() }).try_init()
+        log.with_writer(Lines { opening: None }).try_init()
     };
     if installed.is_ok() {
         panic::set_hook(Box::new(log_panic));
@@ -72,33 +72,51 @@ enum Entry {
 static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Makes a writer for each line. `opening` replaces the brace that a JSON line opens with.
+/// Makes a writer for each line. A line that is written while a request is answered says which.
 struct Lines {
-    opening: String,
+    /// Replaces the brace that a JSON line opens with; lines for people have none.
+    opening: Option<String>,
 }
 
-struct Line<'a> {
-    opening: &'a str,
+struct Line {
+    opening: String,
+    json: bool,
     text: Vec<u8>,
 }
 
 impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line<'a>;
+    type Writer = Line;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line { opening: &self.opening, text: Vec::new() }
+    fn make_writer(&'a self) -> Line {
+        let request = request_id::current();
+        let mut opening = self.opening.clone().unwrap_or_default();
+        match (&request, self.opening.is_some()) {
+            (None, _) => {}
+            (Some(id), true) => {
+                opening.push_str("\"request.id\":");
+                opening.push_str(&serde_json::Value::from(id.as_str()).to_string());
+                opening.push(',');
+            }
+            (Some(id), false) => {
+                opening.push_str(id.as_str());
+                opening.push(' ');
+            }
+        }
+        Line { opening, json: self.opening.is_some(), text: Vec::new() }
     }
 }
 
-impl Write for Line<'_> {
+impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let rest = match (self.text.is_empty() && !self.opening.is_empty(), bytes) {
-            (true, [b'{', rest @ ..]) => {
-                self.text.extend_from_slice(self.opening.as_bytes());
-                rest
-            }
+        let opened = !self.text.is_empty();
+        let rest = match bytes {
+            _ if opened => bytes,
+            [b'{', rest @ ..] if self.json => rest,
             _ => bytes,
         };
+        if !opened {
+            self.text.append(&mut std::mem::take(&mut self.opening).into_bytes());
+        }
         self.text.extend_from_slice(rest);
         Ok(bytes.len())
     }
@@ -108,7 +126,7 @@ impl Write for Line<'_> {
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for Line {
     fn drop(&mut self) {
         let line = Entry::Line(std::mem::take(&mut self.text));
         if QUEUE.get().is_none_or(|queue| queue.try_send(line).is_err()) {
