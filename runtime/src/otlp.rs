@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -61,7 +61,10 @@ pub(crate) fn start(service: &str) {
     let endpoint = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let disabled = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let elsewhere = set("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp");
-    if endpoint.is_none() || disabled || elsewhere || PROVIDER.get().is_some() {
+    let Some(endpoint) = endpoint.filter(|_| !disabled && !elsewhere && PROVIDER.get().is_none()) else { return };
+    let url = endpoint.parse::<Uri>().ok().filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
+    if url.is_none() {
+        tracing::warn!("no traces: the collector's address is not an http or https URL"); // which it is may be a secret
         return;
     }
     let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
@@ -243,8 +246,8 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
         exported
     }
 
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+    fn shutdown(&self) -> OTelSdkResult {
+        self.inner.shutdown()
     }
 
     fn force_flush(&self) -> OTelSdkResult {
@@ -260,7 +263,9 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
 /// call, since they are seconds apart.
 struct Collector {
     call: Duration,
-    caller: OnceLock<Option<Caller>>,
+    /// Made on the exporting thread, once, and there for good: the end of a runtime waits for names that are looked up, and
+    /// the end of the process would wait for that.
+    caller: OnceLock<Option<&'static Caller>>,
 }
 
 struct Caller {
@@ -276,8 +281,7 @@ impl Collector {
 }
 
 impl Caller {
-    /// Made on the exporting thread: a runtime must not end on another one.
-    fn new() -> Option<Self> {
+    fn new() -> Option<&'static Self> {
         let runtime = Builder::new_current_thread().enable_all().build().ok()?;
         let mut http = HttpConnector::new();
         http.enforce_http(false);
@@ -294,7 +298,7 @@ impl Caller {
         };
         let connector = connector.https_or_http().enable_http1().wrap_connector(http);
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Some(Self { runtime, client })
+        Some(Box::leak(Box::new(Self { runtime, client })))
     }
 }
 
@@ -307,7 +311,7 @@ impl fmt::Debug for Collector {
 #[async_trait::async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let Caller { runtime, client } = self.caller.get_or_init(Caller::new).as_ref().ok_or("no client")?;
+        let Caller { runtime, client } = self.caller.get_or_init(Caller::new).ok_or("no client")?;
         runtime.block_on(async {
             let call = async {
                 let (head, body) = client.request(request.map(Full::new)).await?.into_parts();

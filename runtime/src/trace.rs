@@ -27,9 +27,12 @@ pub use opentelemetry::trace::SpanKind;
 use crate::health;
 use crate::request_id::RequestId;
 
-/// A sampled span under way. It ends when it is dropped.
+/// A sampled span under way. One that is dropped before its [`end`](Span::end) was cut off, and says so.
 #[derive(Debug)]
-pub struct Span(opentelemetry_sdk::trace::Span);
+pub struct Span {
+    inner: opentelemetry_sdk::trace::Span,
+    ended: bool,
+}
 
 /// One stretch of work that is done for many traces at once: each of them gets a span of it.
 #[derive(Debug)]
@@ -50,24 +53,39 @@ pub fn child(name: impl Into<Cow<'static, str>>, kind: SpanKind, traceparent: Op
     let tracer = TRACER.get()?;
     let parent = sampled(traceparent?)?;
     let context = Context::new().with_remote_span_context(parent);
-    let span = tracer.span_builder(name).with_kind(kind).start_with_context(tracer, &context);
-    span.is_recording().then_some(Span(span))
+    Span::recorded(tracer.span_builder(name).with_kind(kind).start_with_context(tracer, &context))
 }
 
 impl Span {
+    fn recorded(inner: opentelemetry_sdk::trace::Span) -> Option<Self> {
+        inner.is_recording().then_some(Self { inner, ended: false })
+    }
+
     /// What whoever is called from here is sent, to be a child of this span.
     pub fn traceparent(&self) -> String {
-        text(self.0.span_context())
+        text(self.inner.span_context())
     }
 
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
-        self.0.set_attribute(KeyValue::new(key, value));
+        self.inner.set_attribute(KeyValue::new(key, value));
     }
 
     /// It did not come to what was wanted; `kind` is from a bounded set.
     pub fn failed(&mut self, kind: impl Into<Cow<'static, str>>) {
         self.set("error.type", kind.into());
-        self.0.set_status(Status::error(""));
+        self.inner.set_status(Status::error(""));
+    }
+
+    pub fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.failed("aborted"); // whoever waited has left or run out of time, or it panicked
+        }
     }
 }
 
@@ -117,17 +135,14 @@ pub(crate) fn serve(method: &Method, route: Option<&str>, parent: Option<&str>, 
     let parent = parent.and_then(parse);
     let context = parent.map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent));
     let span = tracer.span_builder("HTTP").with_kind(SpanKind::Server).start_with_context(tracer, &context);
-    if !span.is_recording() {
-        return None;
-    }
-    let mut span = Span(span);
+    let mut span = Span::recorded(span)?;
     let method = method_name(method);
     match route {
         Some(route) => {
-            span.0.update_name(format!("{method} {route}"));
+            span.inner.update_name(format!("{method} {route}"));
             span.set("http.route", route.to_owned());
         }
-        None => span.0.update_name(method),
+        None => span.inner.update_name(method),
     }
     span.set("http.request.method", method);
     span.set("request.id", id.to_string());
@@ -140,6 +155,7 @@ impl Span {
         if status.is_server_error() {
             self.failed(status.as_str().to_owned());
         }
+        self.end();
     }
 }
 

@@ -232,6 +232,7 @@ impl Attempted {
         if self.outcome != Outcome::Delivered {
             span.failed(self.outcome.word());
         }
+        span.end();
     }
 
     fn failed(outcome: Outcome, detail: Option<String>) -> Self {

@@ -768,6 +768,7 @@ impl TopUps {
             if let Brought::Nothing { .. } = brought {
                 span.failed("unknown");
             }
+            span.end();
         }
         brought
     }
