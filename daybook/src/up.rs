@@ -22,6 +22,7 @@ use local_stack::Stack;
 use projector::Queries;
 use runtime::health::Health;
 use runtime::http::Limits;
+use runtime::metrics::Start;
 use runtime::shutdown::Shutdown;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -78,12 +79,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("creating the data directory {}", options.data_dir.display()))?;
     let announce: local_stack::Announce = say;
     let stack_options = local_stack::Options { announce, ..local_stack::Options::from_env() };
+    let mut start = Start::begin();
     let stack = tokio::select! {
         stack = Stack::start(&options.data_dir, stack_options) => stack?,
         () = shutdown.requested() => return Ok(ExitCode::SUCCESS), // what was half started ends with this process
     };
+    start.done("servers");
     let served = tokio::select! {
-        served = serve(&options, &stack, &shutdown) => served,
+        served = serve(&options, &stack, &shutdown, |connection, _| greet(&options, connection)) => served,
         never = stack.supervise() => match never {}, // services wait for a server that died, and it comes back
         () = interrupted(&shutdown) => Ok(()), // a stop during a start that does not come to its end
     };
@@ -96,16 +99,25 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts every service and runs until a stop is requested or one of them ends.
-async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow::Result<()> {
+/// Starts every service and runs until a stop is requested or one of them ends; `ready` is called in between.
+pub(crate) async fn serve(
+    options: &Options,
+    stack: &Stack,
+    shutdown: &Shutdown,
+    ready: impl FnOnce(&Connection, &Ledger),
+) -> anyhow::Result<()> {
     ConnectionFile::remove_stale(&options.data_dir)?; // the stack holds the directory's lock
     let (database_url, nats_url) = (stack.database_url(), stack.nats_url());
+    let mut start = Start::begin();
     migrations::run(database_url).await?;
+    start.done("migrations");
     let mut installation = Installation::open(&options.data_dir)?;
     let seal = installation.seal()?;
     let access = Access::connect(database_url, seal.clone()).await.context("connecting to the schema access")?;
     access.ensure_client(installation.admin.client(None, Scopes::ADMIN)).await?;
     access.ensure_client(installation.workflow.client(None, Scopes::WORKFLOW)).await?;
+
+    start.done("credentials");
 
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
         format!("listening at {} (another daybook? choose another address with --listen)", options.listen)
@@ -120,6 +132,8 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
         register_demo_partner(&ledger, &access, &installation).await.context("registering the demo partner")?;
     }
 
+    start.done("ledger");
+
     let log = Log::new(event_store::connect(database_url, "daybook_reader", 4).await?);
     let feed = FeedSettings::of(&log, Some(nats_url.to_owned())).await?;
     let services = Services { database_url, base_url: &base_url, bank_url: &bank_url, feed, seal: &seal };
@@ -130,6 +144,7 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
     let limits = Limits { always: command_api::ALWAYS, drain_time: Duration::from_secs(5), ..Limits::default() };
     let server = runtime::http::serve(listener, router, limits, shutdown.clone());
     tasks.spawn("http", async move { Ok(server.await?) });
+    start.done("services");
 
     let mut ended = pin!(tasks.run());
     tokio::select! {
@@ -139,6 +154,7 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
             return ended; // a stop during the start, or a service that could not start and says why
         }
     }
+    start.done("ready");
     let connection = Connection {
         pid: std::process::id(),
         base_url: base_url.clone(),
@@ -149,14 +165,19 @@ async fn serve(options: &Options, stack: &Stack, shutdown: &Shutdown) -> anyhow:
         demo_partner: (!options.no_demo).then(|| installation.demo_partner.credentials()),
     };
     let connection_file = ConnectionFile::write(&options.data_dir, &connection)?;
-    say(&format!("Daybook is ready at {base_url}"));
-    say(&format!("  the API explained   {base_url}/docs"));
-    say(&format!("  credentials         {}", options.data_dir.join("connection.json").display()));
+    ready(&connection, &ledger);
 
     let ended = ended.await;
     ledger.stop(LEDGER_STOP_TIME).await;
     drop(connection_file);
     ended
+}
+
+fn greet(options: &Options, connection: &Connection) {
+    let base_url = &connection.base_url;
+    say(&format!("Daybook is ready at {base_url}"));
+    say(&format!("  the API explained   {base_url}/docs"));
+    say(&format!("  credentials         {}", options.data_dir.join("connection.json").display()));
 }
 
 /// What all services are told.
@@ -182,6 +203,11 @@ impl Services<'_> {
         let progress = projector::Progress::default();
         let queries = Queries::connect(self.database_url, access.clone(), self.seal, progress.clone()).await?;
         let projector = projector::Settings { database_url: self.database_url.to_owned(), feed: self.feed.clone() };
+        let (level, head, mut start) = (progress.clone(), ledger.log().head().await?.position, Start::begin());
+        tokio::spawn(async move {
+            level.reaches(head).await;
+            start.done("views");
+        });
         tasks.spawn("projector", projector::follow(projector, progress, shutdown.clone()));
 
         let commands = command_api::Settings { bank_url: self.bank_url.to_owned() };
@@ -224,9 +250,15 @@ impl Services<'_> {
             Ok(())
         });
 
+        let relayed = ledger.log().clone();
+        let health = Health::new().sample("relay", Duration::from_secs(10), move || {
+            let log = relayed.clone();
+            async move { event_feed::show_relay_lag(&log).await }
+        });
+        let health = workflows.sampled(dispatcher.sampled(queries.sampled(health)));
         let limit = Duration::from_secs(1);
         let (making, working) = (dispatcher.obstacle().clone(), workflows.obstacle().clone());
-        let health = Health::new().check("webhooks-log", limit, move || std::future::ready(making.check())).check(
+        let health = health.check("webhooks-log", limit, move || std::future::ready(making.check())).check(
             "workflows-log",
             limit,
             move || std::future::ready(working.check()),

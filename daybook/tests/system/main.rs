@@ -4,6 +4,7 @@
 mod batch;
 mod crash;
 mod lifecycle;
+mod metrics;
 mod process;
 mod readme;
 mod road;
