@@ -84,7 +84,8 @@ pub(crate) fn start(service: &str) {
     let config = BatchConfigBuilder::default().with_max_queue_size(tally.queue_max).build();
     let exporter = Counted { inner: exporter, tally: tally.clone() };
     let inner = BatchSpanProcessor::builder(exporter).with_batch_config(config).build();
-    let sampler = sampler();
+    let ratio: Option<f64> = number("OTEL_TRACES_SAMPLER_ARG").filter(|ratio| (0.0..=1.0).contains(ratio));
+    let sampler = sampler(set("OTEL_TRACES_SAMPLER").as_deref(), ratio);
     tracing::info!(sampler = ?sampler, "traces are exported");
     let provider = SdkTracerProvider::builder()
         .with_sampler(sampler)
@@ -120,11 +121,10 @@ fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
     number
 }
 
-fn sampler() -> Sampler {
-    let ratio: Option<f64> = number("OTEL_TRACES_SAMPLER_ARG").filter(|ratio| (0.0..=1.0).contains(ratio));
+fn sampler(name: Option<&str>, ratio: Option<f64>) -> Sampler {
     let of_ours = |ratio: Option<f64>| Sampler::TraceIdRatioBased(ratio.unwrap_or(1.0)); // as OpenTelemetry has it
     let below_parent = |sampler| Sampler::ParentBased(Box::new(sampler));
-    match set("OTEL_TRACES_SAMPLER").as_deref() {
+    match name {
         None => below_parent(of_ours(ratio.or(Some(RATIO)))),
         Some("always_on") => Sampler::AlwaysOn,
         Some("always_off") => Sampler::AlwaysOff,
@@ -320,5 +320,37 @@ impl HttpClient for Collector {
             };
             timeout(self.call, call).await.unwrap_or_else(|elapsed| Err(elapsed.into()))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_sdk::error::OTelSdkError;
+
+    use super::*;
+
+    #[test]
+    fn one_in_a_hundred_is_sampled_unless_the_client_or_the_environment_says_otherwise() {
+        let said = |name, ratio| format!("{:?}", sampler(name, ratio));
+        assert_eq!(said(None, None), "ParentBased(TraceIdRatioBased(0.01))");
+        assert_eq!(said(None, Some(0.5)), "ParentBased(TraceIdRatioBased(0.5))");
+        assert_eq!(said(Some("always_on"), None), "AlwaysOn");
+        assert_eq!(said(Some("always_off"), None), "AlwaysOff");
+        assert_eq!(said(Some("traceidratio"), Some(0.25)), "TraceIdRatioBased(0.25)");
+        assert_eq!(said(Some("parentbased_always_on"), None), "ParentBased(AlwaysOn)");
+        assert_eq!(said(Some("parentbased_always_off"), None), "ParentBased(AlwaysOff)");
+        assert_eq!(said(Some("parentbased_traceidratio"), None), "ParentBased(TraceIdRatioBased(1.0))");
+        assert_eq!(said(Some("xray"), Some(1.0)), "ParentBased(TraceIdRatioBased(0.01))", "not known here");
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_what_it_drops_is_counted() {
+        let tally = Tally { queue_max: 2, ..Tally::new() };
+        assert_eq!([tally.enter(), tally.enter(), tally.enter()], [true, true, false]);
+        tally.left(1, &Ok(())); // warns, and counts anew
+        assert_eq!([tally.enter(), tally.enter()], [true, false]);
+        tally.left(2, &Err(OTelSdkError::AlreadyShutdown)); // within a minute of that warning
+        let counts = (tally.queued.into_inner(), tally.dropped.into_inner(), tally.failed.into_inner());
+        assert_eq!(counts, (0, 1, 2));
     }
 }
