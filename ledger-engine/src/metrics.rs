@@ -450,6 +450,9 @@ struct Clock {
 
 const STATES: [&str; 4] = ["deciding", "appending", "reading", "idle"];
 
+/// How often the clock is read again, if what is done changes while it is read.
+const LOOKS_MAX: u32 = 16;
+
 static CLOCK: Clock = Clock {
     now: AtomicU64::new(0),
     spent: [const { AtomicU64::new(0) }; STATES.len()],
@@ -474,24 +477,42 @@ impl Clock {
             Doing::Idle => 4,
         };
         let now = micros_since_begin(Instant::now());
-        let before = self.now.swap(now << 3 | state, Ordering::Relaxed);
+        let before = self.now.swap(now << 3 | state, Ordering::AcqRel);
         if let Some(spent) = self.spent_in(before) {
-            spent.fetch_add(now.saturating_sub(before >> 3), Ordering::Relaxed);
+            spent.fetch_add(now.saturating_sub(before >> 3), Ordering::Release);
         }
+    }
+
+    /// What was spent up to this moment.
+    fn totals(&self) -> [u64; STATES.len()] {
+        let spent = || self.spent.each_ref().map(|spent| spent.load(Ordering::Acquire));
+        for _ in 0..LOOKS_MAX {
+            let at = self.now.load(Ordering::Acquire);
+            let lasting = micros_since_begin(Instant::now()).saturating_sub(at >> 3);
+            let mut totals = spent();
+            // Otherwise what lasts until now may be in what was spent already, and would count twice.
+            if self.now.load(Ordering::Acquire) == at {
+                if let Some(current) = Self::place(at).and_then(|place| totals.get_mut(place)) {
+                    *current += lasting;
+                }
+                return totals;
+            }
+        }
+        spent() // it changes so fast that what lasts is next to nothing
+    }
+
+    fn place(now: u64) -> Option<usize> {
+        usize::try_from(now & 0b111).ok()?.checked_sub(1)
     }
 
     /// Where the time of this moment's state goes.
     fn spent_in(&self, now: u64) -> Option<&AtomicU64> {
-        usize::try_from(now & 0b111).ok()?.checked_sub(1).and_then(|state| self.spent.get(state))
+        Self::place(now).and_then(|place| self.spent.get(place))
     }
 
-    /// Brings what is shown up to now. A change of state at this very moment may be shown a little later.
+    /// Brings what is shown up to now.
     fn show(&self, seconds: &CounterVec) {
-        let at = self.now.load(Ordering::Relaxed);
-        let lasting = micros_since_begin(Instant::now()).saturating_sub(at >> 3);
-        for ((state, spent), shown) in STATES.into_iter().zip(&self.spent).zip(&self.shown) {
-            let current = self.spent_in(at).is_some_and(|now| std::ptr::eq(now, spent));
-            let total = spent.load(Ordering::Relaxed) + if current { lasting } else { 0 };
+        for ((state, total), shown) in STATES.into_iter().zip(self.totals()).zip(&self.shown) {
             let before = shown.fetch_max(total, Ordering::Relaxed);
             let more = Duration::from_micros(total.saturating_sub(before));
             seconds.with_label_values(&[state]).inc_by(more.as_secs_f64());

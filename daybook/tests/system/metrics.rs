@@ -8,8 +8,10 @@ use std::path::Path;
 
 use futures::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
-use rusty_promql_parser::{Aggregation, Expr, LabelMatchOp, LabelMatcher};
+use rusty_promql_parser::{Aggregation, BinaryOp, Expr, LabelMatchOp, LabelMatcher};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::net::TcpListener;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::process::{DataDirectory, Daybook, answer, eventually};
@@ -104,6 +106,50 @@ async fn what_is_exported_follows_from_the_traffic_and_is_what_documentation_das
         ["Traffic", "Ledger", "Feed", "Read side", "Webhooks", "Top-ups and the bank", "Start-up and process"]
     );
     asked.alerts();
+}
+
+#[tokio::test]
+async fn what_stands_still_or_waits_is_seen_and_how_far_it_is_behind() {
+    let directory = DataDirectory::new();
+    let daybook = Daybook::start(&directory, &["--allow-local-webhooks"]).await;
+    let partner = daybook.login("demoPartner").await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap(); // closed again at once
+    let webhook = json!({"url": format!("http://{nobody}/"), "events": ["wallet.opened"]});
+    answer(daybook.post(&partner, "/v1/webhooks", webhook), StatusCode::CREATED).await;
+    let wallet = daybook.wallet("alice", "0").await;
+    let top_up = json!({"walletId": wallet, "amount": "10.00", "currency": "EUR"});
+    answer(daybook.post_with_key(&partner, "/v1/transactions/top-up", "unpaid", top_up), StatusCode::ACCEPTED).await;
+
+    let waits = |seen: &Metrics| {
+        seen.sum("daybook_webhook_backlog_deliveries", &[("status", "retrying")]) == 1
+            && seen.sum("daybook_webhook_attempts_total", &[("outcome", "connect")]) == 1
+            && seen.sum("daybook_webhook_endpoints", &[("status", "active")]) == 1
+            && seen.sum("daybook_top_ups_open", &[("state", "waiting")]) == 1
+    };
+    eventually("a delivery is tried again, and the payer has not decided", || Metrics::of(&daybook), waits).await;
+
+    // The projector's checkpoints are held, as by a session that is stuck.
+    let mut stuck = PgConnection::connect(daybook.database_url()).await.unwrap();
+    let mut held = stuck.begin().await.unwrap();
+    sqlx::query("select from views.checkpoints for update").execute(&mut *held).await.unwrap();
+    daybook
+        .post(&partner, &format!("/v1/wallets/{wallet}/freeze"), json!({"reason": "it is late"}))
+        .send()
+        .await
+        .unwrap();
+    let behind = |seen: &Metrics| {
+        seen.sum("daybook_feed_lag_events", &[("follower", "projector")]) == 1
+            && seen.sum("daybook_view_lag_events", &[]) == projector::VIEWS.len() as u64
+            && seen.all().any(|series| {
+                let of_projector = series.labels.get("follower").is_some_and(|follower| follower == "projector");
+                series.name == "daybook_feed_lag_seconds" && of_projector && 0.5 < series.value.parse::<f64>().unwrap()
+            })
+            && seen.sum("daybook_feed_lag_events", &[("follower", "workflows")]) == 0
+    };
+    eventually("the views are one event behind, and the others are not", || Metrics::of(&daybook), behind).await;
+    held.rollback().await.unwrap();
+    let level = |seen: &Metrics| seen.sum("daybook_view_lag_events", &[]) == 0;
+    eventually("the views are level again", || Metrics::of(&daybook), level).await;
 }
 
 #[tokio::test]
@@ -461,7 +507,10 @@ impl Questions<'_> {
             Expr::Unary(unary) => self.labels(&unary.expr, text),
             Expr::Binary(binary) => {
                 let (left, right) = (self.labels(&binary.lhs, text), self.labels(&binary.rhs, text));
-                // Two vectors meet only where all their labels are the same.
+                // Two vectors meet only where all their labels are the same; `or` takes them as they are.
+                if binary.op == BinaryOp::Or {
+                    return &left | &right;
+                }
                 assert!(left.is_empty() || right.is_empty() || left == right, "{text}: the two sides never meet");
                 if left.is_empty() { right } else { left }
             }
