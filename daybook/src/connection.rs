@@ -1,15 +1,16 @@
 //! `DIR/connection.json`: how to reach the running system, for people, scripts and outside checks.
 //!
-//! Written when everything is ready, removed at a clean stop, readable by its owner only: it holds credentials.
+//! Written when everything is ready, removed at a clean stop, readable by its owner only: it holds credentials. A system
+//! that was killed leaves it behind, so whoever reads it has to see for itself whether anything answers.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Connection {
     pub(crate) pid: u32,
@@ -21,11 +22,40 @@ pub(crate) struct Connection {
     pub(crate) demo_partner: Option<Credentials>,
 }
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Credentials {
     pub(crate) client_id: String,
     pub(crate) client_secret: String,
+}
+
+impl Connection {
+    /// What the file in the directory says, if there is one.
+    pub(crate) fn read(data_dir: &Path) -> anyhow::Result<Option<Self>> {
+        let path = data_dir.join(FILE);
+        match std::fs::read(&path) {
+            Ok(content) => {
+                let connection = serde_json::from_slice(&content);
+                connection.map(Some).with_context(|| format!("{} is damaged", path.display()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+}
+
+/// The database that was named or, without a name, that of the system which runs on the directory.
+pub(crate) fn database_url(named: Option<&str>, data_dir: &Path) -> anyhow::Result<String> {
+    if let Some(url) = named.filter(|url| !url.is_empty()) {
+        return Ok(url.to_owned());
+    }
+    let running = Connection::read(data_dir)?.with_context(|| {
+        format!(
+            "no daybook runs on {}; name another --data-dir, or a database with --database-url or DAYBOOK_DATABASE_URL",
+            data_dir.display()
+        )
+    })?;
+    Ok(running.database_url)
 }
 
 /// The file, as long as the system runs.

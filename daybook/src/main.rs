@@ -11,12 +11,16 @@ mod access;
 mod audit;
 mod bench;
 mod connection;
+mod demo;
+mod doctor;
 mod export;
 mod installation;
 mod migrate;
 mod progress;
 mod rebuild;
 mod receive;
+mod tail;
+mod terminal;
 mod torture;
 mod up;
 mod verify;
@@ -54,6 +58,12 @@ enum Command {
     Rebuild(rebuild::Options),
     /// Replaces signing keys, limits partners, shows who logged in.
     Access(access::Options),
+    /// Plays traffic as people make it, and checks that its outcome is what was computed beforehand.
+    Demo(demo::Options),
+    /// Says what is wrong with this machine, these servers, these settings, and what to do about it. Changes nothing.
+    Doctor(doctor::Options),
+    /// Shows the log as it grows: one line for each event, in words.
+    Tail(tail::Options),
     /// Receives webhooks, checks their signatures and prints them: a receiver to try things with.
     Receive(receive::Options),
     /// Kills, cuts and stalls a system of its own under load, and checks from outside that every promise was kept.
@@ -102,6 +112,9 @@ async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => verify::run(options),
         Command::Rebuild(options) => rebuild::run(options).await,
         Command::Access(options) => access::run(options).await,
+        Command::Demo(options) => demo::run(options).await,
+        Command::Doctor(options) => doctor::run(options).await,
+        Command::Tail(options) => tail::run(options).await,
         Command::Receive(options) => receive::run(options).await,
         Command::Torture(options) => torture::run(options).await,
         Command::Bench(options) => bench::run(options).await,

@@ -3,6 +3,8 @@
 
 mod batch;
 mod crash;
+mod demo;
+mod doctor;
 mod lifecycle;
 mod metrics;
 mod process;
@@ -10,4 +12,5 @@ mod readme;
 mod road;
 mod scopes;
 mod servers;
+mod tail;
 mod traces;
