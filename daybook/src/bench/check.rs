@@ -55,19 +55,21 @@ pub(crate) async fn head(database_url: &str) -> anyhow::Result<i64> {
     Ok(head)
 }
 
-/// Fails unless exactly so many transactions were posted after a position: a rate is of what the log has.
-pub(crate) async fn posted_since(database_url: &str, position: i64, told: u64) -> anyhow::Result<()> {
+/// Fails unless the log has exactly so many events of a type after a position: a rate is of what the log has.
+pub(crate) async fn in_log_since(database_url: &str, position: i64, event_type: &str, told: u64) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(database_url).await?;
-    let posted: i64 = sqlx::query_scalar(
-        "select count(*) from ledger.events where $1 < position and event_type = 'TransactionPosted'",
-    )
-    .bind(position)
-    .fetch_one(&mut connection)
-    .await?;
+    let found: i64 = sqlx::query_scalar("select count(*) from ledger.events where $1 < position and event_type = $2")
+        .bind(position)
+        .bind(event_type)
+        .fetch_one(&mut connection)
+        .await?;
     connection.close().await?;
-    ensure!(i64::try_from(told) == Ok(posted), "{told} transfers were acknowledged, and the log has {posted}");
+    ensure!(i64::try_from(told) == Ok(found), "{told} commands were answered, and the log has {found} {event_type}");
     Ok(())
 }
+
+/// What a transfer leaves in the log.
+pub(crate) const POSTED: &str = "TransactionPosted";
 
 /// Compares what was told with the log after a position. `key` gives the key of a request by its number.
 pub(crate) async fn compare(

@@ -1,59 +1,236 @@
-//! The engine in this process, without HTTP: each caller has one transfer under way at a time.
+//! The engine in this process, without HTTP: each caller has one command under way at a time.
+//!
+//! *Engine alone* is the engine and Postgres. *Everything on* is `daybook up` in this process, and the callers beside
+//! it call its ledger. The callers are on the same runtime as the product, so their CPU is in ours: they make a command as
+//! cheaply as they can, with ids and keys by chance instead of system calls and hashes, and share one histogram.
+//!
+//! Here are transfers between many wallets, the same on one hot wallet, new wallets, and transfers that are declined for want of
+//! money. Left out: what HTTP, tokens and JSON cost (`http.rs`).
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use clap::Parser;
 use ledger_core::{
     Action, Caller, ClientId, Command, CommandId, Currency, Direction, Instruction, Key, Metadata, Money, PartnerId,
     TransactionId, TransactionKind, WalletId,
 };
-use ledger_engine::{CommandError, Ledger};
+use ledger_engine::{CommandError, Ledger, Settings};
 use local_stack::Stack;
-use sha2::{Digest, Sha256};
+use runtime::shutdown::Shutdown;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
-use super::check;
-use super::figures::{Figure, Latencies, Parts};
+use super::figures::{Figure, Latencies, Parts, ratio};
+use super::floors::{Floor, Measure};
 use super::machine::Meter;
 use super::random::Random;
-use super::server::Directory;
+use super::server::{Directory, up_arguments};
+use super::{Run, check, lag};
+use crate::up;
 
-const CALLERS: [usize; 4] = [1, 64, 256, 1024];
-const CALLERS_OF_HOT_WALLET: usize = 256;
+/// One measurement.
+struct Workload {
+    name: &'static str,
+    work: Work,
+    callers: usize,
+    /// Engine alone.
+    floors: &'static [(Measure, f64)],
+    floors_with_everything: &'static [(Measure, f64)],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Transfer,
+    /// All of them from one wallet.
+    HotWallet,
+    OpenWallet,
+    /// Transfers of more than any wallet has.
+    Decline,
+}
+
+/// A share of the rate between many wallets is the hot wallet's floor: there is no lock on it.
+const HOT_WALLET_SHARE: f64 = 0.9;
+
+const LAG: (Measure, f64) = (Measure::LagP99Millis, 1000.0);
+
+const TRANSFERS: [Workload; 5] = [
+    Workload::transfers(1, &[(Measure::BareCommits, 3.0)], &[]),
+    Workload::transfers(64, &[], &[]),
+    Workload::transfers(256, &[(Measure::Ratio, 12.0)], &[(Measure::Ratio, 6.0), LAG]),
+    Workload::transfers(1024, &[], &[]),
+    Workload { work: Work::HotWallet, ..Workload::transfers(256, &[], &[]) },
+];
+const NEW_WALLETS: [Workload; 1] =
+    [Workload { name: "new-wallets", work: Work::OpenWallet, ..Workload::transfers(256, &[], &[]) }];
+const DECLINED: [Workload; 1] =
+    [Workload { name: "declined", work: Work::Decline, ..Workload::transfers(256, &[], &[]) }];
+
+pub(crate) const MEASUREMENTS: u64 = TRANSFERS.len() as u64;
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(seconds: u64, wallets: u64, seed: u64, say: impl Fn(&str)) -> anyhow::Result<Vec<Figure>> {
-    let directory = Directory::new()?;
-    let stack = Stack::start(directory.path(), local_stack::Options::default()).await?;
-    let url = stack.database_url();
-    migrations::run(url).await?;
-    let ledger = Ledger::start(url, ledger_engine::Settings::default()).await?;
-    say(&format!("engine: opening and funding {wallets} wallets"));
-    let bench = Arc::new(Bench::populate(&ledger, wallets).await?);
-    let mut figures = Vec::new();
-    for (callers, hot) in CALLERS.map(|callers| (callers, false)).into_iter().chain([(CALLERS_OF_HOT_WALLET, true)]) {
-        let variant = format!("{callers} callers{}", if hot { ", one hot wallet" } else { "" });
-        say(&format!("engine: {variant}"));
-        bench.load(&ledger, callers, hot, WARM_UP, seed).await?;
+impl Workload {
+    const fn transfers(
+        callers: usize,
+        floors: &'static [(Measure, f64)],
+        floors_with_everything: &'static [(Measure, f64)],
+    ) -> Self {
+        Self { name: "engine", work: Work::Transfer, callers, floors, floors_with_everything }
+    }
+
+    fn variant(&self) -> String {
+        let what = match self.work {
+            Work::Transfer => "",
+            Work::HotWallet => ", one hot wallet",
+            Work::OpenWallet => ", in-process",
+            Work::Decline => ", in-process, no funds",
+        };
+        format!("{} caller{}{what}", self.callers, if self.callers == 1 { "" } else { "s" })
+    }
+}
+
+pub(crate) async fn transfers(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    measure(run, &TRANSFERS, figures).await
+}
+
+pub(crate) async fn new_wallets(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    measure(run, &NEW_WALLETS, figures).await
+}
+
+pub(crate) async fn declined(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    measure(run, &DECLINED, figures).await
+}
+
+async fn measure(run: &Run<'_>, workloads: &[Workload], figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    run.steps.say(format!("starting the engine here, {}, and {} wallets", run.parts, run.wallets));
+    let product = Product::start(run.parts).await?;
+    let measured = measure_on(&product, run, workloads, figures).await;
+    product.stop().await?; // also after a failure: it would go on beside the next workload
+    measured
+}
+
+async fn measure_on(
+    product: &Product,
+    run: &Run<'_>,
+    workloads: &[Workload],
+    figures: &mut Vec<Figure>,
+) -> anyhow::Result<()> {
+    let (ledger, url) = (&product.ledger, product.stack.database_url());
+    let alone = run.parts == Parts::EngineAlone;
+    let bench = Arc::new(Bench::populate(ledger, run.wallets).await?);
+    let mut between_many: Option<f64> = None;
+    for workload in workloads {
+        let Workload { work, callers, .. } = *workload;
+        run.steps.begin(format!("{}: {}, {}", workload.name, workload.variant(), run.parts));
+        bench.load(ledger, work, callers, WARM_UP, run.seed).await?;
+        if !alone {
+            lag::until_level(url).await?;
+        }
         let position = check::head(url).await?;
+        let watch = (!alone).then(|| lag::Watch::start(url));
         let meter = Meter::start(std::process::id(), url).await?;
         let begun = Instant::now();
-        let latencies = bench.load(&ledger, callers, hot, Duration::from_secs(seconds), seed + 1).await?;
+        let latencies = bench.load(ledger, work, callers, run.time, run.seed + 1).await?;
         let took = begun.elapsed();
         let used = meter.stop(latencies.count()).await?;
-        check::posted_since(url, position, latencies.count()).await?;
-        let mut figure = Figure::new("engine", Parts::EngineAlone, variant, latencies.count(), took);
+        let mut figure = Figure::new(workload.name, run.parts, workload.variant(), latencies.count(), took);
         figure.latency = latencies.summary();
         figure.used = Some(used);
+        if let Some(watch) = watch {
+            figure.lag = Some(watch.stop().await?);
+        }
+        check::in_log_since(url, position, work.leaves(), latencies.count()).await?;
+        let floors = if alone { workload.floors } else { workload.floors_with_everything };
+        figure.floors = floors.iter().map(|(measure, bound)| Floor::new(*measure, *bound)).collect();
+        match (work, between_many) {
+            (Work::Transfer, _) if callers == 256 => between_many = Some(figure.per_second),
+            (Work::HotWallet, Some(many)) if alone => {
+                let share = ratio(figure.per_second, many);
+                figure.floors.push(Floor::of(Measure::OfManyWallets, HOT_WALLET_SHARE, share));
+            }
+            _ => {}
+        }
         figures.push(figure);
     }
-    ledger.stop(Duration::from_secs(10)).await;
-    stack.stop().await?;
-    Ok(figures)
+    Ok(())
+}
+
+impl Work {
+    /// The type of the one event that each command leaves.
+    fn leaves(self) -> &'static str {
+        match self {
+            Self::Transfer | Self::HotWallet => check::POSTED,
+            Self::OpenWallet => "WalletOpened",
+            Self::Decline => "TransactionDeclined",
+        }
+    }
+}
+
+/// The engine in this process, and what runs beside it.
+struct Product {
+    ledger: Ledger,
+    stack: Arc<Stack>,
+    /// With everything on, `daybook up` and the word that ends it. Its tasks are on our runtime; what starts them has a thread.
+    everything: Option<(thread::JoinHandle<anyhow::Result<()>>, Shutdown)>,
+    _directory: Directory,
+}
+
+/// As the command line reads it.
+#[derive(Debug, Parser)]
+struct Up {
+    #[command(flatten)]
+    options: up::Options,
+}
+
+impl Product {
+    async fn start(parts: Parts) -> anyhow::Result<Self> {
+        let directory = Directory::new()?;
+        let stack = Arc::new(Stack::start(directory.path(), local_stack::Options::default()).await?);
+        let (ledger, everything) = if parts == Parts::EverythingOn {
+            let options = Up::try_parse_from(up_arguments(directory.path()))?.options;
+            let (shutdown, beside) = (Shutdown::new(), stack.clone());
+            let stop = shutdown.clone();
+            let (ready, started) = oneshot::channel();
+            let here = Handle::current();
+            let up = thread::spawn(move || {
+                here.block_on(up::serve(&options, &beside, &stop, |_, ledger| _ = ready.send(ledger.clone())))
+            });
+            match started.await {
+                Ok(ledger) => (ledger, Some((up, shutdown))),
+                Err(_) => {
+                    ended(up).await?;
+                    bail!("daybook up ended before it was ready");
+                }
+            }
+        } else {
+            migrations::run(stack.database_url()).await?;
+            (Ledger::start(stack.database_url(), Settings::default()).await?, None)
+        };
+        Ok(Self { ledger, stack, everything, _directory: directory })
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        match self.everything {
+            Some((up, shutdown)) => {
+                shutdown.trigger();
+                ended(up).await?;
+            }
+            None => self.ledger.stop(Duration::from_secs(10)).await,
+        }
+        Arc::into_inner(self.stack).context("the servers are still used")?.stop().await?;
+        Ok(())
+    }
+}
+
+async fn ended(up: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    let ended = tokio::task::spawn_blocking(|| up.join()).await?;
+    ended.map_err(|_| anyhow::anyhow!("daybook up panicked"))?
 }
 
 /// A partner and its wallets.
@@ -62,6 +239,7 @@ pub(crate) struct Bench {
     wallets: Vec<WalletId>,
     currency: Currency,
     price: Money,
+    too_much: Money,
     metadata: Arc<str>,
 }
 
@@ -74,73 +252,100 @@ impl Bench {
             wallets: (0..wallets).map(|_| WalletId::from_uuid(Uuid::now_v7())).collect(),
             currency,
             price: Money::parse("1.00", currency)?,
+            too_much: Money::parse("1000000000000.00", currency)?,
             metadata: format!(r#"{{"clientId":"{client}","requestId":"req_{}"}}"#, Uuid::now_v7()).into(),
         };
+        let mut ids = Ids::new();
         let registered = Action::RegisterPartner {
             partner: bench.partner,
             name: "Bench".to_owned(),
             currencies: vec![(currency, WalletId::from_uuid(Uuid::now_v7()))],
             client,
         };
-        ledger.execute(bench.command(Caller::Admin, registered)).await?;
-        let open = |wallet| Action::OpenWallet { wallet, user: "user".into(), currency, metadata: Metadata::new() };
-        let opened = bench.wallets.iter().map(|wallet| bench.command(bench.caller(), open(*wallet)));
+        ledger.execute(bench.command(Caller::Admin, registered, &mut ids)).await?;
+        let opened = bench.wallets.iter().map(|wallet| bench.open(*wallet, &mut ids));
         execute_all(ledger, opened.collect()).await?;
         let funds = Money::parse("1000000000.00", currency)?;
-        let fund = |wallet| Action::Adjust {
-            transaction: TransactionId::from_uuid(Uuid::now_v7()),
-            instruction: Arc::new(Instruction {
-                kind: TransactionKind::Adjustment,
-                partner_id: None,
-                direction: Some(Direction::Credit),
-                amount: funds.amount(),
-                ..bench.instruction(wallet, None)
-            }),
+        let fund = |wallet| {
+            let action = Action::Adjust {
+                transaction: TransactionId::from_uuid(ids.next()),
+                instruction: Arc::new(Instruction {
+                    kind: TransactionKind::Adjustment,
+                    partner_id: None,
+                    direction: Some(Direction::Credit),
+                    amount: funds.amount(),
+                    ..bench.instruction(wallet, None)
+                }),
+            };
+            bench.command(Caller::Admin, action, &mut ids)
         };
-        let funded = bench.wallets.iter().map(|wallet| bench.command(Caller::Admin, fund(*wallet)));
+        let funded = bench.wallets.iter().copied().map(fund);
         execute_all(ledger, funded.collect()).await?;
         Ok(bench)
     }
 
-    /// Callers for some time. Every transfer must be granted; their latencies are answered.
+    /// Callers for some time. Every command must end as it is meant to; their latencies are answered.
     async fn load(
         self: &Arc<Self>,
         ledger: &Ledger,
+        work: Work,
         callers: usize,
-        hot: bool,
         time: Duration,
         seed: u64,
     ) -> anyhow::Result<Latencies> {
         let until = Instant::now() + time;
+        let latencies = Arc::new(Mutex::new(Latencies::new()));
         let mut tasks = JoinSet::new();
         for caller in 0..callers {
-            let (bench, ledger) = (self.clone(), ledger.clone());
+            let (bench, ledger, latencies) = (self.clone(), ledger.clone(), latencies.clone());
             let mut random = Random::new(seed ^ (u64::try_from(caller)? << 32));
+            let mut ids = Ids::new();
             tasks.spawn(async move {
-                let mut took = Vec::new();
                 while Instant::now() < until {
-                    let command = bench.transfer(hot, &mut random);
+                    let command = bench.command_for(work, &mut random, &mut ids);
                     let begun = Instant::now();
                     ledger.execute(command).await?;
-                    took.push(begun.elapsed());
+                    let took = begun.elapsed();
+                    latencies.lock().unwrap_or_else(PoisonError::into_inner).record(took);
                 }
-                Ok::<_, CommandError>(took)
+                Ok::<_, CommandError>(())
             });
         }
-        let mut latencies = Latencies::new();
         while let Some(ended) = tasks.join_next().await {
-            ended?.context("a transfer was not granted")?.into_iter().for_each(|took| latencies.record(took));
+            ended?.context("a command did not end as it should")?;
         }
+        let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(latencies)
     }
 
-    pub(crate) fn transfer(&self, hot: bool, random: &mut Random) -> Command {
+    fn command_for(&self, work: Work, random: &mut Random, ids: &mut Ids) -> Command {
+        match work {
+            Work::Transfer | Work::HotWallet => self.transfer(work == Work::HotWallet, random, ids),
+            Work::OpenWallet => self.open(WalletId::from_uuid(ids.next()), ids),
+            Work::Decline => {
+                let (from, to) = random.two_of(self.wallets.len());
+                let instruction = self.instruction(self.wallets[from], Some(self.wallets[to]));
+                self.transfer_of(Instruction { amount: self.too_much.amount(), ..instruction }, ids)
+            }
+        }
+    }
+
+    pub(crate) fn transfer(&self, hot: bool, random: &mut Random, ids: &mut Ids) -> Command {
         let (from, to) = random.two_of(self.wallets.len());
         let from = if hot { 0 } else { from };
         let to = if hot && to == 0 { 1 } else { to };
-        let instruction = self.instruction(self.wallets[from], Some(self.wallets[to]));
-        let transaction = TransactionId::from_uuid(Uuid::now_v7());
-        self.command(self.caller(), Action::Transfer { transaction, instruction: Arc::new(instruction) })
+        self.transfer_of(self.instruction(self.wallets[from], Some(self.wallets[to])), ids)
+    }
+
+    fn transfer_of(&self, instruction: Instruction, ids: &mut Ids) -> Command {
+        let transaction = TransactionId::from_uuid(ids.next());
+        let action = Action::Transfer { transaction, instruction: Arc::new(instruction) };
+        self.command(self.caller(), action, ids)
+    }
+
+    fn open(&self, wallet: WalletId, ids: &mut Ids) -> Command {
+        let (user, metadata) = ("user".into(), Metadata::new());
+        self.command(self.caller(), Action::OpenWallet { wallet, user, currency: self.currency, metadata }, ids)
     }
 
     fn instruction(&self, wallet_id: WalletId, to_wallet_id: Option<WalletId>) -> Instruction {
@@ -165,12 +370,37 @@ impl Bench {
     }
 
     /// Under a key of its own, as whatever moves money over HTTP.
-    fn command(&self, caller: Caller, action: Action) -> Command {
-        let id = CommandId::from_uuid(Uuid::now_v7());
-        let request: [u8; 32] = Sha256::digest(Uuid::now_v7()).into();
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&request[16..]);
-        Command { id, key: Some(Key { hash, request }), caller, action, metadata: self.metadata.clone() }
+    fn command(&self, caller: Caller, action: Action, ids: &mut Ids) -> Command {
+        let mut request = [0; 32];
+        request[..16].copy_from_slice(&ids.sixteen());
+        request[16..].copy_from_slice(&ids.sixteen());
+        let key = Key { hash: ids.sixteen(), request };
+        let id = CommandId::from_uuid(ids.next());
+        Command { id, key: Some(key), caller, action, metadata: self.metadata.clone() }
+    }
+}
+
+/// Ids as the edge mints them (the time, then chance), and bytes that look like hashes. Different in every run: the seed
+/// decides about wallets alone.
+pub(crate) struct Ids(Random);
+
+impl Ids {
+    pub(crate) fn new() -> Self {
+        Self(Random::new(Uuid::now_v7().as_u64_pair().1))
+    }
+
+    fn next(&mut self) -> Uuid {
+        let millis = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis());
+        let mut chance = [0; 10];
+        chance.copy_from_slice(&self.sixteen()[..10]);
+        Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &chance).into_uuid()
+    }
+
+    fn sixteen(&mut self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.0.next().to_le_bytes());
+        bytes[8..].copy_from_slice(&self.0.next().to_le_bytes());
+        bytes
     }
 }
 

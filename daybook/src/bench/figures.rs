@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::floors::Floor;
+use super::lag::Lag;
 use super::machine::Used;
 
 /// One line of the report: one workload in one variant.
@@ -15,9 +18,10 @@ pub(crate) struct Figure {
     pub(crate) workload: &'static str,
     pub(crate) parts: Parts,
     pub(crate) variant: String,
-    /// Commands, or transactions of `pgbench`, that are in the log.
+    /// Commands, or transactions of `pgbench`, that are in the log; events that were read; webhooks that were taken.
     pub(crate) done: u64,
     pub(crate) seconds: f64,
+    /// Zero where a rate says nothing.
     pub(crate) per_second: f64,
     /// Against the yardstick of the same run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,9 +30,17 @@ pub(crate) struct Figure {
     pub(crate) latency: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) used: Option<Used>,
+    /// Of the views, with everything on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lag: Option<Lag>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) floors: Vec<Floor>,
     /// What only this workload has to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) notes: Vec<String>,
+    /// The same for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) details: Option<Value>,
 }
 
 /// What ran beside the engine.
@@ -40,6 +52,22 @@ pub(crate) enum Parts {
     /// No feed, no views, no webhooks, no workflows.
     EngineAlone,
     EverythingOn,
+}
+
+impl Parts {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "Postgres",
+            Self::EngineAlone => "engine alone",
+            Self::EverythingOn => "everything on",
+        }
+    }
+}
+
+impl std::fmt::Display for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// In milliseconds.
@@ -61,7 +89,7 @@ impl Latencies {
     }
 
     pub(crate) fn record(&mut self, took: Duration) {
-        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -98,15 +126,18 @@ impl Figure {
             ratio: None,
             latency: None,
             used: None,
+            lag: None,
+            floors: Vec::new(),
             notes: Vec::new(),
+            details: None,
         }
     }
 }
 
-/// All figures of one run, one under the other.
+/// All figures of one run, one under the other; behind each its floors.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<10} {:<13} {:<27} {:>9} {:>7} {:>9} {:>9} {:>9}  {:<29} {:>8} {:>8}\n",
+        "{:<11} {:<13} {:<30} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8}  {:<27} {:>7} {:>8}  {}\n",
         "workload",
         "parts",
         "",
@@ -114,39 +145,54 @@ pub(crate) fn table(figures: &[Figure]) -> String {
         "ratio",
         "p50 ms",
         "p99 ms",
+        "p99.9",
         "max ms",
-        "CPU: us + Postgres + load",
+        "CPU: us + PG + NATS + load",
         "RSS MiB",
-        "WAL B/op"
+        "WAL B/op",
+        "floors"
     );
     for figure in figures {
-        let parts = match figure.parts {
-            Parts::Postgres => "Postgres",
-            Parts::EngineAlone => "engine alone",
-            Parts::EverythingOn => "everything on",
-        };
         let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.1}×"));
+        let per_second = if figure.per_second == 0.0 { String::new() } else { format!("{:.0}", figure.per_second) };
         let latency =
             |of: fn(&Latency) -> f64| figure.latency.map_or_else(String::new, |all| format!("{:.2}", of(&all)));
         let used = |of: fn(&Used) -> String| figure.used.as_ref().map_or_else(String::new, of);
+        let floors: Vec<_> = figure.floors.iter().map(ToString::to_string).collect();
+        let cpu = |used: &Used| {
+            let Used { server_cores, postgres_cores, nats_cores, load_cores, .. } = used;
+            format!("{server_cores:.2} + {postgres_cores:.2} + {nats_cores:.2} + {load_cores:.2}")
+        };
         let line = format!(
-            "{:<10} {:<13} {:<27} {:>9.0} {:>7} {:>9} {:>9} {:>9}  {:<29} {:>8} {:>8}",
+            "{:<11} {:<13} {:<30} {per_second:>8} {ratio:>6} {:>8} {:>8} {:>8} {:>8}  {:<27} {:>7} {:>8}  {}",
             figure.workload,
-            parts,
+            figure.parts.name(),
             figure.variant,
-            figure.per_second,
-            ratio,
             latency(|all| all.p50),
             latency(|all| all.p99),
+            latency(|all| all.p999),
             latency(|all| all.max),
-            used(|used| format!("{:.2} + {:.2} + {:.2}", used.server_cores, used.postgres_cores, used.load_cores)),
+            used(cpu),
             used(|used| used.server_rss_mib.to_string()),
             used(|used| used.wal_bytes_per_command.to_string()),
+            floors.join(", "),
         );
         text.push_str(line.trim_end());
         text.push('\n');
+        if let Some(lag) = &figure.lag {
+            let level = lag.level_after_seconds;
+            let level = level.map_or("NOT LEVEL in five minutes".to_owned(), |after| {
+                format!("level {after:.2} s after the last answer")
+            });
+            writeln!(
+                text,
+                "            views behind by p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms; {}, {}, {} events; {level}",
+                lag.p50_millis, lag.p99_millis, lag.max_millis, lag.p50_events, lag.p99_events, lag.max_events,
+            )
+            .expect("a String takes everything");
+        }
         for note in &figure.notes {
-            writeln!(text, "           {note}").expect("a String takes everything");
+            writeln!(text, "            {note}").expect("a String takes everything");
         }
     }
     text

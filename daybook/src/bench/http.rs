@@ -1,47 +1,97 @@
 //! Transfers over HTTP, one or many in a request: keep-alive connections that each send when their answer has come.
+//!
+//! Each request has a key of its own. With everything on, the views' lag is watched meanwhile. Left out: reads, and
+//! requests that come whether the answers do or not (`steady.rs`, `overload.rs`).
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 
 use super::check::{self, Told};
 use super::figures::{Figure, Latencies, Parts};
+use super::floors::{Floor, Measure};
 use super::load::{Answer, Extent, Load, Pace, Sent};
 use super::machine::Meter;
 use super::random::Random;
 use super::server::Server;
+use super::{Run, lag};
 
-/// Transfers in a request, and connections: not more at a time than the engine takes on whatever the disk does.
-const SHAPES: [(usize, usize); 4] = [(1, 64), (1, 256), (100, 16), (1000, 3)];
+/// One measurement.
+struct Shape {
+    /// Transfers in a request.
+    size: usize,
+    /// Not more transfers at a time than the engine takes on whatever the disk does.
+    connections: usize,
+    floors: &'static [(Measure, f64)],
+    floors_with_everything: &'static [(Measure, f64)],
+}
+
+const LAG: (Measure, f64) = (Measure::LagP99Millis, 1000.0);
+
+const SINGLE: [Shape; 2] = [
+    Shape {
+        size: 1,
+        connections: 64,
+        floors: &[(Measure::Ratio, 4.0), (Measure::P50Millis, 3.0)],
+        floors_with_everything: &[(Measure::Ratio, 3.0), LAG],
+    },
+    Shape {
+        size: 1,
+        connections: 256,
+        floors: &[(Measure::Ratio, 6.0)],
+        floors_with_everything: &[(Measure::Ratio, 4.0), LAG],
+    },
+];
+const BATCHES: [Shape; 2] = [
+    Shape { size: 100, connections: 16, floors: &[], floors_with_everything: &[] },
+    Shape {
+        size: 1000,
+        connections: 3,
+        floors: &[(Measure::Ratio, 15.0)],
+        floors_with_everything: &[(Measure::Ratio, 9.0), LAG],
+    },
+];
+
+/// Of either.
+pub(crate) const MEASUREMENTS: u64 = SINGLE.len() as u64;
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(
-    parts: Parts,
-    seconds: u64,
-    wallets: u64,
-    seed: u64,
-    say: impl Fn(&str),
-) -> anyhow::Result<Vec<Figure>> {
-    let with = if parts == Parts::EverythingOn { "everything on" } else { "engine alone" };
-    say(&format!("http: starting the server, {with}, and {wallets} wallets"));
-    let server = Server::start(parts, wallets).await?;
-    let mut figures = Vec::new();
-    for (size, connections) in SHAPES {
-        say(&format!("http: {size} in a request, {connections} connections, {with}"));
-        let capacity = Capacity { server: &server, size, connections, seed };
+pub(crate) async fn single(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    measure("http", run, &SINGLE, figures).await
+}
+
+pub(crate) async fn batches(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    measure("batches", run, &BATCHES, figures).await
+}
+
+async fn measure(
+    workload: &'static str,
+    run: &Run<'_>,
+    shapes: &[Shape],
+    figures: &mut Vec<Figure>,
+) -> anyhow::Result<()> {
+    let server = Server::start(run.parts, run.wallets, run.steps).await?;
+    for Shape { size, connections, floors, floors_with_everything } in shapes {
+        run.steps.begin(format!("{workload}: {size} in a request, {connections} connections, {}", run.parts));
+        let capacity = Capacity { server: &server, size: *size, connections: *connections, seed: run.seed };
         capacity.measure(&format!("warm-up-{size}-{connections}"), WARM_UP).await?;
+        if run.parts == Parts::EverythingOn {
+            lag::until_level(&server.database_url).await?;
+        }
         let name = format!("http-{size}-{connections}");
-        let (tally, sent, figure) = capacity.measure_with_meter(&name, Duration::from_secs(seconds), parts).await?;
+        let (tally, sent, mut figure) = capacity.measure_with_meter(&name, run.time, run.parts).await?;
+        figure.workload = workload;
+        let floors = if run.parts == Parts::EverythingOn { floors_with_everything } else { floors };
+        figure.floors = floors.iter().map(|(measure, bound)| Floor::new(*measure, *bound)).collect();
+        figures.push(figure);
         if tally.accepted.count() != sent.requests {
             bail!("not every transfer was granted: {}", tally.statuses());
         }
-        figures.push(figure);
     }
-    server.stop().await?;
-    Ok(figures)
+    server.stop().await
 }
 
 /// A closed loop.
@@ -72,11 +122,16 @@ impl Capacity<'_> {
     ) -> anyhow::Result<(Tally, Sent, Figure)> {
         let url = &self.server.database_url;
         let position = check::head(url).await?;
+        let watch = (parts == Parts::EverythingOn).then(|| lag::Watch::start(url));
         let meter = Meter::start(self.server.pid(), url).await?;
         let (tally, sent) = self.measure(name, time).await?;
         let done = tally.accepted.count() * u64::try_from(self.size)?;
         let used = meter.stop(done).await?;
-        check::posted_since(url, position, done).await?;
+        let lag = match watch {
+            Some(watch) => Some(watch.stop().await?),
+            None => None,
+        };
+        check::in_log_since(url, position, check::POSTED, done).await?;
         let variant = match self.size {
             1 => format!("{} connections", self.connections),
             size => format!("batches of {size}, {} conn.", self.connections),
@@ -84,10 +139,7 @@ impl Capacity<'_> {
         let mut figure = Figure::new("http", parts, variant, done, sent.took);
         figure.latency = tally.accepted.summary();
         figure.used = Some(used);
-        if parts == Parts::EverythingOn {
-            let caught_up = caught_up(url).await?;
-            figure.notes.push(format!("views were at the head {:.1} s after the last answer", caught_up.as_secs_f64()));
-        }
+        figure.lag = lag;
         Ok((tally, sent, figure))
     }
 }
@@ -169,8 +221,8 @@ pub(crate) fn run_load(
     let mut random = Random::new(seed);
     let mut tally = Tally::new();
     let write = |number, out: &mut Vec<u8>| match size {
-        1 => server.transfer(&key(name, number), &mut random, out),
-        size => server.batch(size, &key(name, number), &mut random, out),
+        1 => server.transfer(&server.partner, &key(name, number), &mut random, out),
+        size => server.batch(&server.partner, size, &key(name, number), &mut random, out),
     };
     let take = |answer: Answer<'_>| {
         tally.take(&answer);
@@ -178,26 +230,6 @@ pub(crate) fn run_load(
     };
     let sent = tokio::task::block_in_place(|| load.run(write, take))?;
     Ok((tally, sent))
-}
-
-/// How long the views take to reach the head, at most a minute.
-async fn caught_up(database_url: &str) -> anyhow::Result<Duration> {
-    use sqlx::{Connection, PgConnection};
-    let mut connection = PgConnection::connect(database_url).await?;
-    let begun = Instant::now();
-    loop {
-        let behind: i64 = sqlx::query_scalar(
-            "select (select last_position from ledger.commits order by number desc limit 1)
-                    - (select min(position) from views.checkpoints)",
-        )
-        .fetch_one(&mut connection)
-        .await?;
-        if behind <= 0 || Duration::from_secs(60) < begun.elapsed() {
-            connection.close().await?;
-            return Ok(begun.elapsed());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -5,11 +5,13 @@
 //!
 //! *Closed*: each connection sends when its answer has come, as callers in a row do. *Open*: requests are due at a
 //! fixed rate whatever the answers do, as callers do who know nothing of each other. A latency then counts from the
-//! moment at which the request was due. One that is due when every connection is busy is given up and counted: its
-//! caller's pool was empty, and to let it wait here would only tell how long the load went on.
+//! moment at which the request was due. One that is due when every connection is busy waits for one, or is given up
+//! and counted: under too much load its caller's pool is empty, and to let it wait here would only tell how long the
+//! load went on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -26,7 +28,12 @@ pub(crate) struct Load {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
     Closed,
-    Open { per_second: u64 },
+    /// `waits`: what is due when every connection is busy is sent when one is free, and its latency counts from when it
+    /// was due. Otherwise it is given up.
+    Open {
+        per_second: u64,
+        waits: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +76,9 @@ const BURST_MAX: usize = 128;
 
 const TICK: Duration = Duration::from_millis(1);
 
+/// Ctrl-C. A load has a thread to itself, so nobody could end it by dropping it.
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 impl Load {
     /// Runs to its end on this thread. `write` makes the bytes of a request, `take` gets every answer; each request gets one.
     pub(crate) fn run(
@@ -89,6 +99,9 @@ impl Load {
         let mut last_answer = Instant::now();
         let begun = Instant::now();
         loop {
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
             let elapsed = begun.elapsed();
             let over = self.is_over(elapsed, next);
             let due = if over { 0 } else { self.due(elapsed) };
@@ -97,14 +110,14 @@ impl Load {
                 let Some(index) = free.pop() else { break };
                 let due_at = match self.pace {
                     Pace::Closed => Instant::now(),
-                    Pace::Open { per_second } => begun + at(next, per_second),
+                    Pace::Open { per_second, .. } => begun + at(next, per_second),
                 };
                 connections[index].send(next, due_at, &mut write);
                 next += 1;
                 sent.requests += 1;
                 burst += 1;
             }
-            if let (Pace::Open { .. }, true) = (self.pace, free.is_empty() && next < due) {
+            if let (Pace::Open { waits: false, .. }, true) = (self.pace, free.is_empty() && next < due) {
                 sent.unsent += due - next;
                 next = due;
             }
@@ -156,7 +169,7 @@ impl Load {
                     0
                 }
             }
-            (Pace::Open { per_second }, Extent::Time(time)) => {
+            (Pace::Open { per_second, .. }, Extent::Time(time)) => {
                 let micros = u64::try_from(elapsed.min(time).as_micros()).unwrap_or(u64::MAX);
                 micros.saturating_mul(per_second) / 1_000_000
             }

@@ -15,7 +15,7 @@ use super::figures::ratio;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Used {
-    /// Cores, on average: the process under test. In-process workloads have no load apart from it.
+    /// Cores, on average: the process under test, which in-process is this one and makes the load as well.
     pub(crate) server_cores: f64,
     pub(crate) postgres_cores: f64,
     pub(crate) nats_cores: f64,
@@ -35,12 +35,15 @@ pub(crate) struct Meter {
     wal_bytes: i64,
 }
 
+/// CPU time until now.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ticks {
+pub(crate) struct Ticks {
     server: u64,
     postgres: u64,
     nats: u64,
     us: u64,
+    /// Of the whole machine, ours included.
+    all: u64,
 }
 
 /// Linux counts CPU time for `/proc` in hundredths of a second, whatever the kernel's own clock.
@@ -58,20 +61,37 @@ impl Meter {
         let took = self.begun.elapsed();
         let ticks = Ticks::read(self.server);
         let wal_bytes = wal_bytes(&self.database_url).await?.saturating_sub(self.wal_bytes);
-        let cores = |of: fn(&Ticks) -> u64| {
-            let ticks = u32::try_from(of(&ticks).saturating_sub(of(&self.ticks))).unwrap_or(u32::MAX);
-            ratio((TICK * ticks).as_secs_f64(), took.as_secs_f64())
-        };
+        let cores = |of: fn(&Ticks) -> u64| cores(of(&ticks).saturating_sub(of(&self.ticks)), took);
         let (server_cores, us) = (cores(|ticks| ticks.server), cores(|ticks| ticks.us));
         Ok(Used {
             server_cores,
             postgres_cores: cores(|ticks| ticks.postgres),
             nats_cores: cores(|ticks| ticks.nats),
-            load_cores: if self.server == std::process::id() { 0.0 } else { us },
+            load_cores: us,
             server_rss_mib: rss_mib(self.server),
             wal_bytes_per_command: u64::try_from(wal_bytes).unwrap_or(0) / commands.max(1),
         })
     }
+}
+
+impl Used {
+    /// Of a process from its beginning until now.
+    pub(crate) fn since_start(pid: u32, took: Duration) -> Self {
+        let ticks = Process::read(pid).map_or(0, |process| process.ticks);
+        Self {
+            server_cores: cores(ticks, took),
+            postgres_cores: 0.0,
+            nats_cores: 0.0,
+            load_cores: 0.0,
+            server_rss_mib: rss_mib(pid),
+            wal_bytes_per_command: 0,
+        }
+    }
+}
+
+/// On average.
+fn cores(ticks: u64, took: Duration) -> f64 {
+    ratio((TICK * u32::try_from(ticks).unwrap_or(u32::MAX)).as_secs_f64(), took.as_secs_f64())
 }
 
 /// Resident memory of a process.
@@ -106,8 +126,15 @@ pub(crate) fn load_average() -> String {
 }
 
 impl Ticks {
+    /// CPU time since an earlier look that was nobody's of ours: what the neighbours took.
+    pub(crate) fn of_others_since(&self, before: &Self, took: Duration) -> f64 {
+        let ours = |ticks: &Self| ticks.server + ticks.postgres + ticks.nats + ticks.us;
+        let all = self.all.saturating_sub(before.all);
+        cores(all.saturating_sub(ours(self).saturating_sub(ours(before))), took)
+    }
+
     /// Of the process under test, of us, and of the servers among our descendants.
-    fn read(server: u32) -> Self {
+    pub(crate) fn read(server: u32) -> Self {
         let mut all: HashMap<u32, Process> = HashMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
@@ -123,21 +150,44 @@ impl Ticks {
         let mut ticks = Self::default();
         for (pid, process) in &all {
             match process.name.as_str() {
-                "postgres" if ours(*pid) => ticks.postgres += process.ticks,
+                // Whoever ended meanwhile is counted by the postmaster, who waited for it.
+                "postgres" if ours(*pid) => ticks.postgres += process.ticks + process.ended,
                 "nats-server" if ours(*pid) => ticks.nats += process.ticks,
                 _ => {}
             }
         }
         ticks.server = all.get(&server).map_or(0, |process| process.ticks);
-        ticks.us = all.get(&us).map_or(0, |process| process.ticks);
+        ticks.us = if us == server { 0 } else { all.get(&us).map_or(0, |process| process.ticks) };
+        ticks.all = busy();
         ticks
     }
+}
+
+/// CPU time of the whole machine that was not idle, and what its host gave to others.
+fn busy() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
+    // user, nice, system, (idle, iowait,) irq, softirq, steal; guests are in the first two already
+    [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum()
+}
+
+/// What the kernel has yet to write to the disk, in MiB: pages that are dirty or on their way.
+pub(crate) fn unwritten_mib() -> u64 {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = |name: &str| {
+        let line = memory.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    (kib("Dirty:") + kib("Writeback:")) / 1024
 }
 
 struct Process {
     name: String,
     parent: u32,
     ticks: u64,
+    /// Of children that it has waited for.
+    ended: u64,
 }
 
 impl Process {
@@ -147,7 +197,12 @@ impl Process {
         let name = head.split_once('(')?.1.to_owned();
         let fields: Vec<&str> = rest.split(' ').collect();
         let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-        Some(Self { name, parent: u32::try_from(number(1)?).ok()?, ticks: number(11)? + number(12)? })
+        Some(Self {
+            name,
+            parent: u32::try_from(number(1)?).ok()?,
+            ticks: number(11)? + number(12)?,
+            ended: number(13)? + number(14)?,
+        })
     }
 }
 

@@ -12,12 +12,12 @@ use local_stack::Stack;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::check;
-use super::engine::{Bench, execute_all};
+use super::engine::{Bench, Ids, execute_all};
 use super::figures::{Figure, Latencies, Parts, ratio};
 use super::machine::Meter;
 use super::random::Random;
 use super::server::Directory;
+use super::{Run, check};
 
 /// Of fresh commands, and of repetitions.
 const CALLERS: usize = 64;
@@ -38,49 +38,54 @@ enum Repetitions {
     Flood,
 }
 
-pub(crate) async fn run(seconds: u64, wallets: u64, seed: u64, say: impl Fn(&str)) -> anyhow::Result<Vec<Figure>> {
+pub(crate) const MEASUREMENTS: u64 = 3;
+
+pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    let Run { wallets, seed, .. } = *run;
+    run.steps.say(format!("starting the engine here, and {wallets} wallets"));
     let directory = Directory::new()?;
     let stack = Stack::start(directory.path(), local_stack::Options::default()).await?;
     let url = stack.database_url();
     migrations::run(url).await?;
     let ledger = Ledger::start(url, Settings { keys_max: REMEMBERED, ..Settings::default() }).await?;
-    say(&format!("old keys: opening and funding {wallets} wallets"));
     let bench = Arc::new(Bench::populate(&ledger, wallets).await?);
-    say(&format!("old keys: using {OLD} keys"));
+    run.steps.say(format!("using {OLD} keys"));
+    let mut ids = Ids::new();
     let mut random = Random::new(seed);
-    let old: Vec<Command> = (0..OLD).map(|_| bench.transfer(false, &mut random)).collect();
+    let old: Vec<Command> = (0..OLD).map(|_| bench.transfer(false, &mut random, &mut ids)).collect();
     execute_all(&ledger, old.clone()).await?;
     let flood = Arc::new(Flood { old, next: AtomicUsize::new(0), replayed: AtomicU64::new(0) });
 
-    let mut figures: Vec<Figure> = Vec::new();
+    let mut alone = None;
     for (variant, repetitions) in [
         ("fresh commands alone", Repetitions::None),
         ("beside as many old keys", Repetitions::Equal),
         ("beside a flood of old keys", Repetitions::Flood),
     ] {
-        say(&format!("old keys: {variant}"));
+        run.steps.begin(format!("old keys: {variant}"));
         flood.load(&bench, &ledger, repetitions, WARM_UP, seed + 1).await?;
         let position = check::head(url).await?;
         let replayed = flood.replayed.load(Ordering::Relaxed);
         let meter = Meter::start(std::process::id(), url).await?;
         let begun = Instant::now();
-        let latencies = flood.load(&bench, &ledger, repetitions, Duration::from_secs(seconds), seed + 2).await?;
+        let latencies = flood.load(&bench, &ledger, repetitions, run.time, seed + 2).await?;
         let took = begun.elapsed();
         let used = meter.stop(latencies.count()).await?;
-        check::posted_since(url, position, latencies.count()).await?;
+        check::in_log_since(url, position, check::POSTED, latencies.count()).await?;
         let replayed = flood.replayed.load(Ordering::Relaxed) - replayed;
         let mut figure = Figure::new("old-keys", Parts::EngineAlone, variant, latencies.count(), took);
         figure.latency = latencies.summary();
         figure.used = Some(used);
-        if let Some(alone) = figures.first() {
-            let slower = ratio(alone.per_second, figure.per_second);
+        if let Some(alone) = alone {
+            let slower = ratio(alone, figure.per_second);
             figure.notes.push(format!("{replayed} repetitions; fresh commands alone are {slower:.2}× as many"));
         }
+        alone = alone.or(Some(figure.per_second));
         figures.push(figure);
     }
     ledger.stop(Duration::from_secs(10)).await;
     stack.stop().await?;
-    Ok(figures)
+    Ok(())
 }
 
 /// Commands that were done long ago, and who repeats them.
@@ -124,10 +129,11 @@ impl Flood {
         for caller in 0..CALLERS {
             let (bench, ledger, turns) = (bench.clone(), ledger.clone(), turns.clone());
             let mut random = Random::new(seed ^ (u64::try_from(caller)? << 32));
+            let mut ids = Ids::new();
             fresh.spawn(async move {
                 let mut took = Vec::new();
                 while Instant::now() < until {
-                    let command = bench.transfer(false, &mut random);
+                    let command = bench.transfer(false, &mut random, &mut ids);
                     let begun = Instant::now();
                     ledger.execute(command).await?;
                     took.push(begun.elapsed());

@@ -6,21 +6,18 @@
 //! afterwards the log is asked whether what was refused was truly not executed. A light load before and after shows
 //! how long it takes until nobody notices any more.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-
-use super::check;
-use super::figures::{Figure, Latencies, Parts, millis, ratio};
+use super::figures::{Figure, Latencies, millis, ratio};
 use super::http::{Capacity, Tally, key, run_load};
 use super::load::{Answer, Extent, Load, Pace};
 use super::machine::{Meter, rss_mib};
-use super::server::Server;
+use super::server::{Server, status_of};
+use super::{Run, check};
 
 /// How many times the capacity is asked for.
 const TIMES: u64 = 10;
@@ -36,18 +33,15 @@ const LIGHT_TIME: Duration = Duration::from_secs(10);
 /// For the answer to "is it normal again": short enough to see a few seconds, long enough to hold some answers.
 const WINDOW: Duration = Duration::from_millis(500);
 
-pub(crate) async fn run(
-    parts: Parts,
-    seconds: u64,
-    wallets: u64,
-    seed: u64,
-    say: impl Fn(&str),
-) -> anyhow::Result<Vec<Figure>> {
-    let with = if parts == Parts::EverythingOn { "everything on" } else { "engine alone" };
-    say(&format!("overload: starting the server, {with}, and {wallets} wallets"));
-    let server = Server::start(parts, wallets).await?;
+/// The capacity, too much, and the capacity again.
+pub(crate) const MEASUREMENTS: u64 = 3;
+
+pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    let Run { parts, seed, .. } = *run;
+    let (begin, say) = (|what: &str| run.steps.begin(format!("{what}, {parts}")), |what: &str| run.steps.say(what));
+    let server = Server::start(parts, run.wallets, run.steps).await?;
     let url = &server.database_url;
-    say("overload: capacity, closed loop");
+    begin("overload: capacity, closed loop");
     let closed = Capacity { server: &server, size: 1, connections: CAPACITY_CONNECTIONS, seed };
     closed.measure("warm-up", WARM_UP).await?;
     let (_, _, mut capacity) = closed.measure_with_meter("capacity", CAPACITY_TIME, parts).await?;
@@ -57,11 +51,11 @@ pub(crate) async fn run(
     let per_second = (capacity.per_second as u64).max(10);
 
     say("overload: a light load, before");
-    let light = Pace::Open { per_second: per_second / 5 };
+    let light = Pace::Open { per_second: per_second / 5, waits: false };
     let before = Windows::watch(&server, light, "before", seed)?;
 
     let rate = TIMES * per_second;
-    say(&format!("overload: {rate} requests a second for {seconds} s, open loop"));
+    begin(&format!("overload: {rate} requests a second, open loop"));
     let position = check::head(url).await?;
     let rss_before = rss_mib(server.pid());
     let watch = Watch::start(server.address, server.pid());
@@ -69,27 +63,27 @@ pub(crate) async fn run(
     let load = Load {
         address: server.address,
         connections: CONNECTIONS,
-        pace: Pace::Open { per_second: rate },
-        extent: Extent::Time(Duration::from_secs(seconds)),
+        pace: Pace::Open { per_second: rate, waits: false },
+        extent: Extent::Time(run.time),
     };
     let (tally, sent) = run_load(&load, &server, 1, "overload", seed, |_| ())?;
     let used = meter.stop(tally.accepted.count()).await?;
     let seen = watch.stop()?;
     say("overload: a light load, after");
     let after = Windows::watch(&server, light, "after", seed)?;
-    say("overload: capacity again");
+    begin("overload: capacity again");
     let (_, _, mut capacity_after) = closed.measure_with_meter("capacity-after", CAPACITY_TIME, parts).await?;
     capacity_after.workload = "overload";
     capacity_after.variant = "capacity afterwards".to_owned();
     let rss_after = rss_mib(server.pid());
 
     say("overload: comparing answers and log");
-    let verdict = check::compare(url, position, server.client, &tally.told, |number| key("overload", number)).await?;
+    let verdict =
+        check::compare(url, position, server.partner.client, &tally.told, |number| key("overload", number)).await?;
     server.stop().await?;
 
     let mut overload =
         Figure::new("overload", parts, format!("{TIMES} × capacity, open loop"), tally.accepted.count(), sent.took);
-    overload.ratio = None;
     overload.latency = tally.accepted.summary();
     overload.used = Some(used);
     let goodput = ratio(overload.per_second, mean(capacity.per_second, capacity_after.per_second));
@@ -128,7 +122,8 @@ pub(crate) async fn run(
             None => "NOT NORMAL again within the light load after it".to_owned(),
         },
     ];
-    Ok(vec![capacity, overload, capacity_after])
+    figures.extend([capacity, overload, capacity_after]);
+    Ok(())
 }
 
 #[expect(clippy::float_arithmetic, reason = "a mean of rates, not money")]
@@ -224,15 +219,4 @@ impl Watch {
         self.over.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the thread that asked for health panicked"))
     }
-}
-
-fn status_of(address: SocketAddr, path: &str) -> anyhow::Result<u16> {
-    let patience = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&address, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let status = answer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    status.context("no status")
 }

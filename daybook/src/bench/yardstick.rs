@@ -13,7 +13,9 @@ use anyhow::{Context, bail};
 use local_stack::Stack;
 use sqlx::{Connection, PgConnection};
 
+use super::Run;
 use super::figures::{Figure, Latencies, Parts};
+use super::floors::Yardstick;
 use super::server::Directory;
 
 /// Branches. With 64 clients at most, two seldom meet on one; the tables take 1.5 GB.
@@ -21,22 +23,29 @@ const SCALE: u32 = 100;
 
 const CLIENTS: [u32; 3] = [8, 32, 64];
 
-/// All figures, and the rate that others are compared with; `None` without a `pgbench`.
-pub(crate) async fn run(seconds: u64, say: impl Fn(&str)) -> anyhow::Result<(Vec<Figure>, Option<f64>)> {
+/// The bare commit, and each number of clients.
+pub(crate) const MEASUREMENTS: u64 = 1 + CLIENTS.len() as u64;
+
+/// What others are compared with; no rate without a `pgbench`.
+pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<Yardstick> {
+    run.steps.say("starting Postgres");
     let directory = Directory::new()?;
     let stack = Stack::start(directory.path(), local_stack::Options::default()).await?;
-    let bare = bare_commits(stack.database_url(), Duration::from_secs(seconds.min(5))).await?;
-    let mut figures = vec![bare];
+    run.steps.begin("a bare insert and commit");
+    let mut bare = bare_commits(stack.database_url(), run.time.min(Duration::from_secs(5))).await?;
+    let mut yardstick =
+        Yardstick { per_second: None, bare_commit_millis: bare.latency.as_ref().map(|latency| latency.p50) };
     if stack.postgres_command("pgbench").is_none() {
-        say("there is no pgbench beside this Postgres: no yardstick, and no ratios");
+        bare.notes.push("there is no pgbench beside this Postgres: no yardstick, and no ratios".to_owned());
+        figures.push(bare);
         stack.stop().await?;
-        return Ok((figures, None));
+        return Ok(yardstick);
     }
-    say(&format!("pgbench: filling its tables, scale {SCALE}"));
+    figures.push(bare);
+    run.steps.say(format!("pgbench: filling its tables, scale {SCALE}"));
     pgbench(&stack, &["--initialize", "--quiet", &format!("--scale={SCALE}")]).await?;
-    let mut best = 0.0;
     for clients in CLIENTS {
-        say(&format!("pgbench: {clients} clients"));
+        run.steps.begin(format!("pgbench: {clients} clients"));
         let told = pgbench(
             &stack,
             &[
@@ -44,23 +53,23 @@ pub(crate) async fn run(seconds: u64, say: impl Fn(&str)) -> anyhow::Result<(Vec
                 "--no-vacuum",
                 &format!("--client={clients}"),
                 "--jobs=2",
-                &format!("--time={seconds}"),
+                &format!("--time={}", run.time.as_secs()),
             ],
         )
         .await?;
         let rate = figure_after(&told, "tps = ").context("pgbench did not say its rate")?;
         let latency = figure_after(&told, "latency average = ").unwrap_or(0.0);
         let done = figure_after(&told, "number of transactions actually processed: ").unwrap_or(0.0);
-        best = f64::max(best, rate);
+        yardstick.per_second = Some(yardstick.per_second.map_or(rate, |best| best.max(rate)));
         let variant = format!("pgbench, {clients} clients");
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pgbench counts in whole numbers")]
-        let mut figure = Figure::new("yardstick", Parts::Postgres, variant, done as u64, Duration::from_secs(seconds));
+        let mut figure = Figure::new("yardstick", Parts::Postgres, variant, done as u64, run.time);
         figure.per_second = rate;
         figure.notes.push(format!("average latency {latency} ms; scale {SCALE}, prepared"));
         figures.push(figure);
     }
     stack.stop().await?;
-    Ok((figures, Some(best)))
+    Ok(yardstick)
 }
 
 /// One connection that inserts a row and commits, again and again.

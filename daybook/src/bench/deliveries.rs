@@ -1,0 +1,185 @@
+//! Webhooks that a receiver on this machine takes: one endpoint, and a hundred, with a backlog in front of them.
+//!
+//! Transfers are made in batches, as many as no run can deliver; what counts is what `webhooks.deliveries` calls
+//! delivered after the given time, with the turning of events into deliveries in it. A partner has at most fifty
+//! endpoints, so the hundred are of two. All of them are one host and port, which connections are kept to; the receiver
+//! answers at once and checks nothing. Left out: slow and failing receivers, signatures at the receiver.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::Run;
+use super::figures::{Figure, Parts};
+use super::load::{Answer, Extent, Load, Pace};
+use super::machine::Meter;
+use super::random::Random;
+use super::server::{Partner, Server};
+
+/// Partners, and the endpoints of each.
+const SHAPES: [(usize, usize); 2] = [(1, 1), (2, 50)];
+
+pub(crate) const MEASUREMENTS: u64 = SHAPES.len() as u64;
+
+const WALLETS: u64 = 100;
+
+/// More than can be delivered in a second.
+const PER_SECOND_MAX: u64 = 5_000;
+
+/// Transfers in a request.
+const BATCH: usize = 100;
+
+pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    let server = Server::start(Parts::EverythingOn, WALLETS, run.steps).await?;
+    for (partners, each) in SHAPES {
+        let endpoints = partners * each;
+        let receiver = Receiver::start().await?;
+        let mut registered = Vec::new();
+        for number in 0..partners {
+            let partner = server.register_partner(&format!("{endpoints}-{number}"), WALLETS, run.steps)?;
+            for endpoint in 0..each {
+                let url = format!("{}/{endpoint}", receiver.url);
+                server.register_webhook(&partner, &url, &format!("webhook-{endpoints}-{number}-{endpoint}"))?;
+            }
+            registered.push(partner);
+        }
+        run.steps.begin(format!("deliveries: {endpoints} endpoints"));
+        figures.push(measure(run, &server, &registered, endpoints, &receiver).await?);
+        // The others shall not wait behind what is left over.
+        disable(&server.database_url).await?;
+    }
+    server.stop().await
+}
+
+async fn measure(
+    run: &Run<'_>,
+    server: &Server,
+    partners: &[Partner],
+    endpoints: usize,
+    receiver: &Receiver,
+) -> anyhow::Result<Figure> {
+    let url = &server.database_url;
+    let before = delivered(url).await?;
+    let meter = Meter::start(server.pid(), url).await?;
+    let begun = Instant::now();
+    // Each event becomes a delivery for every endpoint of its partner.
+    let each = u64::try_from(endpoints / partners.len())?;
+    let batches = (PER_SECOND_MAX * run.time.as_secs() / each).div_ceil(u64::try_from(BATCH)?).max(1);
+    let mut random = Random::new(run.seed);
+    let mut failure = None;
+    let load = Load { address: server.address, connections: 2, pace: Pace::Closed, extent: Extent::Count(batches) };
+    let write = |number: u64, out: &mut Vec<u8>| {
+        let partner = &partners[usize::try_from(number).expect("counted") % partners.len()];
+        server.batch(partner, BATCH, &format!("deliveries-{endpoints}-{number}"), &mut random, out);
+    };
+    let take = |answer: Answer<'_>| {
+        if answer.status != Some(201) {
+            failure = Some(answer.status);
+        }
+    };
+    tokio::task::block_in_place(|| load.run(write, take))?;
+    if let Some(status) = failure {
+        bail!("a batch was answered {status:?}");
+    }
+    while begun.elapsed() < run.time {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let done = delivered(url).await? - before;
+    let took = begun.elapsed();
+    let taken = receiver.taken.load(Ordering::Relaxed);
+    let mut figure = Figure::new("deliveries", Parts::EverythingOn, format!("{endpoints} endpoints"), done, took);
+    figure.used = Some(meter.stop(done).await?);
+    let transfers = batches * u64::try_from(BATCH)?;
+    figure.notes.push(format!(
+        "{transfers} transfers made them; the receiver took {taken}, {} more under way",
+        taken.saturating_sub(done)
+    ));
+    if done == transfers * each {
+        figure.notes.push("ALL was delivered before the time was over: more is possible".to_owned());
+    }
+    Ok(figure)
+}
+
+async fn delivered(database_url: &str) -> anyhow::Result<u64> {
+    let mut connection = PgConnection::connect(database_url).await?;
+    let count: i64 = sqlx::query_scalar("select count(*) from webhooks.deliveries where status = 'DELIVERED'")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(u64::try_from(count)?)
+}
+
+/// As if each had been disabled by its partner, but all at once.
+async fn disable(database_url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(database_url).await?;
+    sqlx::query("update webhooks.endpoints set status = 'DISABLED', disabled_reason = 'requested'")
+        .execute(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Takes whatever is posted, on a thread of its own.
+struct Receiver {
+    url: String,
+    taken: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Receiver {
+    async fn start() -> anyhow::Result<Self> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let (taken, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, stop) = (taken.clone(), over.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::spawn(move || {
+            runtime.block_on(async move {
+                let Ok(listener) = TcpListener::from_std(listener) else { return };
+                while !stop.load(Ordering::Relaxed) {
+                    let next = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+                    if let Ok(Ok((stream, _))) = next {
+                        tokio::spawn(take(stream, count.clone()));
+                    }
+                }
+            });
+        });
+        Ok(Self { url, taken, over })
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers each request of a connection as soon as it is whole.
+async fn take(mut stream: TcpStream, taken: Arc<AtomicU64>) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut bytes = Vec::with_capacity(8 * 1024);
+    while stream.read_buf(&mut bytes).await? != 0 {
+        while let Some(length) = whole(&bytes) {
+            bytes.drain(..length);
+            taken.fetch_add(1, Ordering::Relaxed);
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await?;
+        }
+    }
+    Ok(())
+}
+
+/// The length of the first request, if all of it is there.
+fn whole(bytes: &[u8]) -> Option<usize> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut request = httparse::Request::new(&mut headers);
+    let Ok(httparse::Status::Complete(head)) = request.parse(bytes) else { return None };
+    let length = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = length.map_or(Some(0), |header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok())?;
+    (head + length <= bytes.len()).then_some(head + length)
+}
