@@ -158,6 +158,36 @@ impl fmt::Debug for Balance {
     }
 }
 
+/// A sign, the digits of a `u64`, a point, and zeros before it.
+const DIGITS_ROOM: usize = 32;
+
+/// What `Display` prints, in one piece: a transfer's event and answer hold a dozen amounts. `None` for what is too large
+/// for that.
+fn digits(value: Decimal, buffer: &mut [u8; DIGITS_ROOM]) -> Option<&str> {
+    let scale = usize::try_from(value.scale()).ok().filter(|scale| *scale <= DIGITS_MAX)?;
+    let mantissa = value.mantissa();
+    let mut rest = u64::try_from(mantissa.unsigned_abs()).ok()?;
+    let mut at = DIGITS_ROOM;
+    let mut put = |byte| {
+        at = at.checked_sub(1)?;
+        buffer[at] = byte;
+        Some(at)
+    };
+    let mut written = 0..;
+    let mut begin = DIGITS_ROOM;
+    while let Some(place) = written.next().filter(|place| rest != 0 || *place <= scale) {
+        if place == scale && place != 0 {
+            put(b'.')?;
+        }
+        begin = put(b"0123456789"[(rest % 10) as usize])?;
+        rest /= 10;
+    }
+    if mantissa < 0 {
+        begin = put(b'-')?;
+    }
+    std::str::from_utf8(&buffer[begin..]).ok()
+}
+
 /// Reads an amount back from history, where its currency stands beside it.
 impl FromStr for Amount {
     type Err = AmountError;
@@ -182,7 +212,10 @@ macro_rules! as_string {
     ($name:ident) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                match digits(self.0, &mut [0; DIGITS_ROOM]) {
+                    Some(text) => serializer.serialize_str(text),
+                    None => serializer.collect_str(self),
+                }
             }
         }
 
@@ -268,6 +301,14 @@ mod tests {
             let money = Money::parse(&text, eur).unwrap();
             prop_assert_eq!(money.amount().to_string(), text.clone());
             prop_assert_eq!(text.parse::<Amount>().unwrap(), money.amount());
+        }
+
+        #[test]
+        fn money_is_written_as_it_is_printed(mantissa in any::<i64>(), small in -1_000i128..1_000, scale in 0u32..=20) {
+            for mantissa in [i128::from(mantissa), i128::from(mantissa) * 1_000_000, small] {
+                let balance = Balance(Decimal::from_i128_with_scale(mantissa, scale));
+                prop_assert_eq!(serde_json::to_value(balance).unwrap(), balance.to_string());
+            }
         }
 
         #[test]
