@@ -196,18 +196,28 @@ struct Tail {
 
 const PARTNERS_MAX: usize = 10_000;
 
+const BACK: &str = "daybook: the log can be read again";
+
 impl Tail {
     /// The next commits, however long the database is away; `None` when nobody reads any more.
     async fn next(&mut self) -> anyhow::Result<Option<Vec<Arc<Commit>>>> {
         loop {
             let page = {
-                let mut page = pin!(self.follow.next());
+                let Self { follow, log, away, .. } = &mut *self;
+                let mut page = pin!(follow.next());
                 loop {
                     tokio::select! {
                         page = &mut page => break page,
-                        () = sleep(LOOK_AT_READER) => if reader_has_left() {
-                            return Ok(None);
-                        },
+                        () = sleep(LOOK_AT_READER) => {
+                            if reader_has_left() {
+                                return Ok(None);
+                            }
+                            // A log that can be read again has perhaps nothing new to say, and nobody would know.
+                            if *away && timeout(LOOK_AT_READER, log.head()).await.is_ok_and(|head| head.is_ok()) {
+                                *away = false;
+                                eprintln!("{BACK}");
+                            }
+                        }
                     }
                 }
             };
@@ -288,7 +298,7 @@ impl Tail {
 
     fn is_back(&mut self) {
         if std::mem::take(&mut self.away) {
-            eprintln!("daybook: the log can be read again");
+            eprintln!("{BACK}");
         }
     }
 }

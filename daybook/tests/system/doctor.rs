@@ -38,6 +38,13 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// Several statements, of which each is a transaction of its own, stand between `;;`.
+async fn execute(owner: &mut PgConnection, statements: &str) {
+    for statement in statements.split(";;") {
+        owner.execute(statement).await.unwrap();
+    }
+}
+
 async fn owner(daybook: &Daybook) -> PgConnection {
     PgConnection::connect(daybook.database_url()).await.unwrap()
 }
@@ -89,8 +96,8 @@ async fn what_is_broken_is_named_and_nothing_else() {
     let forged = [format!("{forge}'5.00', '6.00'){last}"), format!("{forge}'6.00', '5.00'){last}")];
     for (broken, mended, wrong) in [
         (
-            "alter system set fsync = off; select pg_reload_conf(), pg_sleep(0.5)",
-            "alter system reset fsync; select pg_reload_conf(), pg_sleep(0.5)",
+            "alter system set fsync = off;; select pg_reload_conf(), pg_sleep(0.5)",
+            "alter system reset fsync;; select pg_reload_conf(), pg_sleep(0.5)",
             names(&["postgres/fsync"]),
         ),
         (
@@ -145,9 +152,9 @@ async fn what_is_broken_is_named_and_nothing_else() {
             names(&["followers/administrator"]),
         ),
     ] {
-        owner.execute(broken).await.unwrap();
+        execute(&mut owner, broken).await;
         let (code, report) = doctor(&["--data-dir", data_dir]).await;
-        owner.execute(mended).await.unwrap();
+        execute(&mut owner, mended).await;
         assert_eq!((code, of_verdict(&report, "wrong")), (1, wrong), "{broken}: {report:#}");
     }
 
