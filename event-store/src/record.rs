@@ -33,7 +33,7 @@ pub struct RecordedEvent {
 impl RecordedEvent {
     /// What happened, as a type.
     pub fn read(&self) -> Result<Event, CorruptEvent> {
-        Event::read(&self.aggregate_type, &self.aggregate_id, &self.event_type, &self.event_version, &self.payload)
+        EventRow::from(self).read()
     }
 
     pub fn event_id(&self) -> EventId {
@@ -42,19 +42,7 @@ impl RecordedEvent {
 
     /// The leaf hash as its content gives it, whatever is stored.
     pub fn leaf(&self) -> Hash {
-        leaf(&Leaf {
-            aggregate_type: &self.aggregate_type,
-            aggregate_id: &self.aggregate_id,
-            sequence: self.sequence,
-            event_type: &self.event_type,
-            event_version: &self.event_version,
-            recorded_at: self.recorded_at,
-            command_id: self.command_id,
-            key_hash: self.key_hash.as_ref(),
-            request_hash: self.request_hash.as_ref(),
-            payload: &self.payload,
-            metadata: &self.metadata,
-        })
+        EventRow::from(self).leaf()
     }
 }
 
@@ -123,6 +111,27 @@ impl<'a> EventRow<'a> {
             payload: self.payload,
             metadata: self.metadata,
         })
+    }
+}
+
+impl<'a> From<&'a RecordedEvent> for EventRow<'a> {
+    fn from(event: &'a RecordedEvent) -> Self {
+        Self {
+            position: event.position,
+            commit: event.commit,
+            command_id: event.command_id,
+            aggregate_type: &event.aggregate_type,
+            aggregate_id: &event.aggregate_id,
+            sequence: event.sequence,
+            event_type: &event.event_type,
+            event_version: &event.event_version,
+            payload: &event.payload,
+            metadata: &event.metadata,
+            recorded_at: event.recorded_at,
+            key_hash: event.key_hash.as_ref(),
+            request_hash: event.request_hash.as_ref(),
+            leaf_hash: &event.leaf_hash,
+        }
     }
 }
 

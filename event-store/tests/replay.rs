@@ -29,7 +29,7 @@ fn draft(size: usize) -> Draft {
     };
     let event = NewEvent { sequence: 1, event: Event::Wallet(WalletId::from_uuid(Uuid::now_v7()), opened) };
     let id = Uuid::now_v7();
-    let key = (size % 2 == 0).then(|| Key { hash: *id.as_bytes(), request: [7; 32] });
+    let key = size.is_multiple_of(2).then(|| Key { hash: *id.as_bytes(), request: [7; 32] });
     Draft::new(CommandId::from_uuid(id), key, &format!(r#"{{"é":"{}"}}"#, "x".repeat(size)), event)
 }
 

@@ -191,10 +191,19 @@ impl Book {
     ///
     /// All that [`Book::missing_of`] names must have been laid in.
     pub fn apply(&mut self, position: i64, event: &Event) {
+        self.take_in(position, event, true);
+    }
+
+    /// As [`Book::apply`], of what is in the log: it is there for good, so nothing is remembered that could undo it.
+    pub fn fold(&mut self, position: i64, event: &Event) {
+        self.take_in(position, event, false);
+    }
+
+    fn take_in(&mut self, position: i64, event: &Event, revocable: bool) {
         match event {
             Event::Wallet(id, event) => {
                 if self.wallets.get(*id).is_none_or(|wallet| wallet.version < event.wallet_version()) {
-                    self.wallets.change(*id, position, |wallet| {
+                    self.wallets.change(*id, position, revocable, |wallet| {
                         assert_eq!(
                             Some(event.wallet_version()),
                             wallet.version.checked_add(1),
@@ -206,20 +215,20 @@ impl Book {
             }
             Event::Partner(id, event) => {
                 if self.partners.at(*id) < position {
-                    self.partners.change(*id, position, |partner| partner.apply(event.clone()));
+                    self.partners.change(*id, position, revocable, |partner| partner.apply(event.clone()));
                 }
             }
-            Event::Transaction(id, event) => self.apply_transaction(position, *id, event),
+            Event::Transaction(id, event) => self.take_in_transaction(position, *id, event, revocable),
             Event::Command(..) => {}
         }
     }
 
-    fn apply_transaction(&mut self, position: i64, id: TransactionId, event: &TransactionEvent) {
+    fn take_in_transaction(&mut self, position: i64, id: TransactionId, event: &TransactionEvent, revocable: bool) {
         // Before the entries: these bring the wallet to this position, and the count has no version of its own.
         if let Some(wallet) = event.expecting()
             && self.wallets.at(wallet) < position
         {
-            self.wallets.change(wallet, position, |wallet| {
+            self.wallets.change(wallet, position, revocable, |wallet| {
                 wallet.expected = match event {
                     TransactionEvent::Requested { .. } => wallet.expected.saturating_add(1),
                     _ => wallet.expected.saturating_sub(1),
@@ -228,14 +237,14 @@ impl Book {
         }
         for entry in event.entries().into_iter().flatten() {
             if self.wallets.get(entry.wallet_id).is_none_or(|wallet| wallet.version < entry.wallet_version) {
-                self.wallets.change(entry.wallet_id, position, |wallet| wallet.enter(entry));
+                self.wallets.change(entry.wallet_id, position, revocable, |wallet| wallet.enter(entry));
             }
         }
         let known = self.transactions.get(id).is_some();
         let begins = matches!(event, TransactionEvent::Requested { .. });
         // One that was done or declined at once is never asked about again.
         if (begins || known) && self.transactions.at(id) < position {
-            self.transactions.change(id, position, |transaction| transaction.apply(event.clone()));
+            self.transactions.change(id, position, revocable, |transaction| transaction.apply(event.clone()));
         }
     }
 

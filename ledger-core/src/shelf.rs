@@ -55,16 +55,22 @@ impl<K: Copy + Eq + Hash, V: Clone + Default> Shelf<K, V> {
         self.slots.get(&key).map_or(0, |slot| slot.at)
     }
 
-    /// Changes it by what happened at a position. A thing that is not here begins as its default.
-    pub(crate) fn change(&mut self, key: K, position: i64, change: impl FnOnce(&mut V)) {
+    /// Changes it by what happened at a position. A thing that is not here begins as its default. Only what is `revocable`
+    /// can be taken back; after a change that is, and until that is kept, the others are too.
+    pub(crate) fn change(&mut self, key: K, position: i64, revocable: bool, change: impl FnOnce(&mut V)) {
+        let undo = (revocable || !self.undo.is_empty()).then_some(&mut self.undo);
         let slot = match self.slots.entry(key) {
             Entry::Occupied(slot) => {
                 let slot = slot.into_mut();
-                self.undo.push_back((key, Some(slot.clone())));
+                if let Some(undo) = undo {
+                    undo.push_back((key, Some(slot.clone())));
+                }
                 slot
             }
             Entry::Vacant(place) => {
-                self.undo.push_back((key, None));
+                if let Some(undo) = undo {
+                    undo.push_back((key, None));
+                }
                 place.insert(Slot::default())
             }
         };

@@ -128,6 +128,30 @@ fn a_wallet_read_ahead_of_the_book_counts_what_it_expects_once() {
     assert_eq!(other.wallet(id(WALLET)).unwrap().expected, 2);
 }
 
+#[test]
+fn what_is_folded_comes_to_what_was_decided_and_is_not_taken_back_with_what_is_decided_upon_it() {
+    let (mut deciding, mut folding) = (book(), book());
+    let settled = decide(&mut deciding, Caller::Workflow, settle()).unwrap();
+    let frozen = Action::FreezeWallet { wallet: id(OTHER), reason: "r".to_owned() };
+    let frozen = decide(&mut deciding, Caller::Admin, frozen).unwrap();
+    let states = |book: &Book| {
+        let wallets = [WALLET, OTHER].map(|wallet| book.wallet(id(wallet)).cloned());
+        (wallets, book.transaction(top_up()).cloned(), book.sizes())
+    };
+    let before = folding.mark();
+    for (position, event) in (i64::MAX - 9..).zip([&settled[0], &frozen[0]]) {
+        folding.fold(position, &event.event);
+        folding.fold(position, &event.event); // what is in already changes nothing
+    }
+    assert_eq!(states(&folding), states(&deciding));
+    let upon = folding.mark();
+    decide(&mut folding, Caller::Admin, Action::UnfreezeWallet { wallet: id(OTHER), reason: "r".to_owned() }).unwrap();
+    folding.take_back(upon);
+    assert_eq!(states(&folding), states(&deciding), "what was decided upon it is gone");
+    folding.take_back(before);
+    assert_eq!(states(&folding), states(&deciding), "it is in the log: nothing takes it back");
+}
+
 /// Settled first, the wallet holds 5.00: enough for two transfers of 2.00 and not for a third.
 fn batch(atomic: bool, key: bool) -> (Book, Command) {
     let mut book = book();

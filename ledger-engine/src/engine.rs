@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use event_store::{AppendError, Commit, Head, Log, SnapshotError, Snapshots, StoreError, Writer, within};
+use event_store::{AppendError, Commit, EventRow, Head, Log, SnapshotError, Snapshots, StoreError, Writer, within};
 use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -58,6 +58,10 @@ const FAILING: Duration = Duration::from_secs(1);
 
 /// How long one page of the log may take to be read.
 const READING: Duration = Duration::from_secs(30);
+
+/// Events of a replay after which a snapshot is written: what one that is broken off is repeated for, at most. Writing takes
+/// longer than folding, and what is written is soon changed again.
+const REPLAYED_MAX: i64 = 4_000_000;
 
 /// Between attempts to write a snapshot.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
@@ -166,7 +170,7 @@ impl Engine {
         };
         METRICS.started("snapshot", begun.elapsed());
         let begun = Instant::now();
-        while engine.read_on().await? != 0 {}
+        engine.replay().await?;
         METRICS.started("tail", begun.elapsed());
         METRICS.head(engine.head.commit, engine.head.position);
         METRICS.snapshot_at(engine.snapshot.position);
@@ -437,7 +441,7 @@ impl Engine {
         let upon = self.sent.front().map(|sent| sent.closed.before).or(self.open.as_ref().map(|open| open.before));
         self.book.keep(upon.unwrap_or_else(|| self.book.mark()));
         for event in &commit.events {
-            self.keys.remember_event(event);
+            self.keys.remember_event(&event.into());
         }
         self.wary = self.wary.saturating_sub(1);
         closed.answer(Some(commit));
@@ -633,46 +637,90 @@ impl Engine {
         let before = self.head.position;
         let page = within(READING, self.log.commits_after(self.head.commit, PAGE)).await?;
         self.absorb(&page).await?;
-        if self.snapshot_is_due() && Instant::now() >= self.snapshot.not_before {
-            let (position, written) = match self.snapshot.writing.take() {
-                Some(mut writing) => ended(Some(&mut writing)).await,
-                None => {
-                    let written = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await;
-                    (self.head.position, written)
-                }
-            };
-            self.snapshot_ended(position, written)?;
+        if self.snapshot_is_due(self.settings.snapshot_every) {
+            self.write_snapshot().await?;
         }
         Ok(self.head.position - before)
     }
 
+    /// Folds in all that the log says after the head, in one pass, for there may be much of it; every hash is recomputed.
+    async fn replay(&mut self) -> Result<(), EngineError> {
+        let end = self.log.head().await?.position;
+        let recent = end.saturating_sub(i64::try_from(self.settings.keys_max).unwrap_or(i64::MAX));
+        let from_the_beginning = self.head.commit == 0;
+        let mut replay = self.log.replay(self.head).await?;
+        while let Some(page) = replay.next().await? {
+            let complete = from_the_beginning && self.book.generation() == 0;
+            self.fold(page.events(), recent, complete).await?;
+            self.head = replay.head();
+            METRICS.head(self.head.commit, self.head.position);
+            if self.snapshot_is_due(REPLAYED_MAX) {
+                self.write_snapshot().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a snapshot and waits for it; or for the one that is being written.
+    async fn write_snapshot(&mut self) -> Result<(), EngineError> {
+        if Instant::now() < self.snapshot.not_before {
+            return Ok(());
+        }
+        let (position, written) = match self.snapshot.writing.take() {
+            Some(mut writing) => ended(Some(&mut writing)).await,
+            None => {
+                let written = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await;
+                (self.head.position, written)
+            }
+        };
+        self.snapshot_ended(position, written)
+    }
+
     /// Folds commits of the log in. They must follow the head.
     async fn absorb(&mut self, commits: &[Commit]) -> Result<(), EngineError> {
+        let Some(last) = commits.last() else { return Ok(()) };
+        let (mut number, mut chain) = (self.head.commit, self.head.chain);
+        for commit in commits {
+            if commit.number != number + 1 || commit.previous_chain != chain {
+                return Err(EngineError::Chain { commit: commit.number });
+            }
+            (number, chain) = (commit.number, commit.chain);
+        }
+        let events = commits.iter().flat_map(|commit| &commit.events).map(EventRow::from);
+        self.fold(events, 0, false).await?;
+        self.head = last.head();
+        METRICS.head(self.head.commit, self.head.position);
+        Ok(())
+    }
+
+    /// Folds in what is in the log and comes next. Keys are remembered of what lies behind the position `recent`; memory
+    /// that is `complete` lacks nothing of what the log says so far.
+    async fn fold<'a>(
+        &mut self,
+        rows: impl Iterator<Item = EventRow<'a>>,
+        recent: i64,
+        complete: bool,
+    ) -> Result<(), EngineError> {
         let mut events = Vec::new();
         let mut missing = Missing::default();
-        for recorded in commits.iter().flat_map(|commit| &commit.events) {
-            let read = recorded.read();
-            let event = read.map_err(|error| EngineError::Corrupt { position: recorded.position, error })?;
-            self.book.missing_of(&event, &mut missing);
-            events.push(event);
+        for row in rows {
+            let event = row.read().map_err(|error| EngineError::Corrupt { position: row.position, error })?;
+            if !complete {
+                self.book.missing_of(&event, &mut missing);
+            }
+            if recent < row.position {
+                self.keys.remember_event(&row);
+            }
+            events.push((row.position, event));
         }
         if !missing.is_empty() {
             let found = load(&self.log, &self.snapshots, self.snapshot.position, missing, Vec::new()).await?;
             found.lay_in(&mut self.book);
         }
-        let mut events = events.into_iter();
-        for commit in commits {
-            if commit.number != self.head.commit + 1 || commit.previous_chain != self.head.chain {
-                return Err(EngineError::Chain { commit: commit.number });
-            }
-            for (recorded, event) in commit.events.iter().zip(events.by_ref()) {
-                self.book.apply(recorded.position, &event);
-                self.keys.remember_event(recorded);
-            }
-            self.book.keep(self.book.mark());
-            self.head = commit.head();
+        for (position, event) in &events {
+            self.book.fold(*position, event);
         }
-        METRICS.head(self.head.commit, self.head.position);
+        self.book.keep(self.book.mark());
         Ok(())
     }
 
@@ -681,15 +729,16 @@ impl Engine {
         2 * self.settings.wallets_max <= self.book.fullest()
     }
 
-    fn snapshot_is_due(&self) -> bool {
+    fn snapshot_is_due(&self, every: i64) -> bool {
         let behind = self.head.position - self.snapshot.position;
-        self.settings.snapshot_every <= behind || self.settings.wallets_max <= 2 * self.book.sizes().1
+        every <= behind || self.settings.wallets_max <= 2 * self.book.sizes().1
     }
 
     /// Begins to write a snapshot beside the road, if it is time.
     fn start_snapshot(&mut self) {
         let snapshot = &self.snapshot;
-        if snapshot.writing.is_some() || !self.snapshot_is_due() || Instant::now() < snapshot.not_before {
+        let every = self.settings.snapshot_every;
+        if snapshot.writing.is_some() || !self.snapshot_is_due(every) || Instant::now() < snapshot.not_before {
             return;
         }
         let (snapshots, head, had, changes) =

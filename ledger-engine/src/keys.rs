@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use event_store::RecordedEvent;
+use event_store::EventRow;
 use ledger_core::Key;
 
 #[derive(Debug)]
@@ -57,9 +57,9 @@ impl RecentKeys {
     }
 
     /// Remembers the key that a recorded event carries, if it carries one.
-    pub(crate) fn remember_event(&mut self, event: &RecordedEvent) {
+    pub(crate) fn remember_event(&mut self, event: &EventRow<'_>) {
         if let (Some(hash), Some(request)) = (event.key_hash, event.request_hash) {
-            self.remember(&Key { hash, request });
+            self.remember(&Key { hash: *hash, request: *request });
         }
     }
 }
