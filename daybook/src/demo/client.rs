@@ -347,6 +347,7 @@ impl Run {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a transfer has these parts")]
     async fn transfer(
         &self,
         key: &str,
