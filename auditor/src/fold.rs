@@ -12,13 +12,13 @@ use crate::money::Currency;
 use crate::payload::{Direction, Entry, Instruction, InstructionKind, Kind, Payload, WalletChanged, WalletOpened};
 use crate::record::{self, StoredEvent};
 use crate::report::{CurrencyTotal, Findings};
-use crate::views::{Fingerprint, statement_line};
+use crate::views::{Postings, Tally};
 
 /// The fold, and what only it needs to go on.
 #[derive(Default)]
 pub(crate) struct Fold {
     pub(crate) state: State,
-    pending: HashMap<Uuid, Asked>,
+    pending: HashMap<Uuid, Instruction>,
     system: HashSet<(Kind, Currency)>,
 }
 
@@ -37,8 +37,8 @@ pub(crate) struct State {
     pub(crate) partners: HashMap<Uuid, Partner>,
     /// How many transactions have come to what.
     pub(crate) statuses: BTreeMap<&'static str, i64>,
-    /// Of all transactions, each as it stands.
-    pub(crate) transactions: Fingerprint,
+    /// Which events answer which question.
+    pub(crate) postings: Postings,
 }
 
 #[derive(Clone)]
@@ -49,9 +49,8 @@ pub(crate) struct Wallet {
     pub(crate) balance: Decimal,
     pub(crate) status: Status,
     pub(crate) version: i64,
-    /// Lines of its statement.
-    pub(crate) entries: i64,
-    pub(crate) statement: Fingerprint,
+    /// The events that changed it.
+    pub(crate) changes: Tally,
     /// Where it changed last.
     pub(crate) position: i64,
     /// Events in its own stream.
@@ -67,12 +66,6 @@ pub(crate) enum Status {
     Active,
     Frozen,
     Closed,
-}
-
-/// What was asked for, and where.
-struct Asked {
-    instruction: Instruction,
-    position: i64,
 }
 
 /// Where a finding belongs.
@@ -184,14 +177,17 @@ impl Fold {
             }
             Payload::TransactionPosted(posted) => {
                 here.sequence(1);
-                self.enter(&mut here, id, &posted.instruction.currency, &posted.entries);
+                let backdated = posted.instruction.effective_at.is_some();
+                self.enter(&mut here, &posted.instruction.currency, &posted.entries, backdated);
                 as_instructed(&mut here, &posted.instruction, &posted.entries);
-                self.state.stands(id, &Asked { instruction: posted.instruction, position: event.position }, "SUCCESS");
+                self.state.stands("SUCCESS");
+                self.state.begins(&posted.instruction, event.position, true);
                 return Some(id);
             }
             Payload::TransactionDeclined(declined) => {
                 here.sequence(1);
-                self.state.stands(id, &Asked { instruction: declined.instruction, position: event.position }, "FAILED");
+                self.state.stands("FAILED");
+                self.state.begins(&declined.instruction, event.position, false);
                 return Some(id);
             }
             Payload::TransactionRequested(requested) => {
@@ -206,7 +202,7 @@ impl Fold {
                     }
                     as_instructed(&mut here, &instruction, &settled.entries);
                 }
-                self.enter(&mut here, id, &settled.currency, &settled.entries);
+                self.enter(&mut here, &settled.currency, &settled.entries, true);
             }
             Payload::TransactionFailed(failed) => {
                 self.end(&mut here, id, &failed.wallet_id, "FAILED");
@@ -292,14 +288,14 @@ impl Fold {
             balance: currency.zero(),
             status: Status::Active,
             version: opened.wallet_version,
-            entries: 0,
-            statement: Fingerprint::default(),
+            changes: Tally::default(),
             position: here.event.position,
             sequence: here.event.sequence,
             pending: 0,
             drift: Decimal::ZERO,
         };
         self.state.wallets.insert(id, wallet);
+        self.state.changed(id, here.event.position);
     }
 
     fn change(&mut self, mut here: Here<'_>, id: Uuid, changed: &WalletChanged, to: Status) {
@@ -326,10 +322,11 @@ impl Fold {
         }
         wallet.status = to;
         wallet.claims(&mut here, &name, changed.wallet_version, &changed.balance_after);
+        self.state.changed(id, here.event.position);
     }
 
     /// Takes the entries of one event in: balanced, in one currency, between wallets that may be used.
-    fn enter(&mut self, here: &mut Here<'_>, transaction: Uuid, code: &str, entries: &[Entry]) {
+    fn enter(&mut self, here: &mut Here<'_>, code: &str, entries: &[Entry], may_be_backdated: bool) {
         let Some(currency) = Currency::read(code) else {
             here.wrong("currency", format!("{code:?} is not a currency"));
             return;
@@ -367,13 +364,14 @@ impl Fold {
                 Some(balance) => wallet.balance = balance,
                 None => here.wrong("amount", format!("the balance of {} cannot be written", entry.wallet_id)),
             }
-            wallet.entries = wallet.entries.saturating_add(1);
-            let line = statement_line(entry.wallet_version, here.event.position, transaction, change, wallet.balance);
-            wallet.statement.add(&line.each_ref().map(String::as_str));
             if wallet.kind.has_floor() && wallet.balance < Decimal::ZERO {
                 here.wrong("floor", format!("{} falls to {}", entry.wallet_id, wallet.balance));
             }
             wallet.claims(here, &entry.wallet_id, entry.wallet_version, &entry.balance_after);
+            self.state.changed(id, here.event.position);
+            if may_be_backdated {
+                self.state.postings.add_of("backdated", id.as_bytes(), here.event.position);
+            }
         }
         if let Some(sum) = sum
             && !sum.is_zero()
@@ -399,21 +397,20 @@ impl Fold {
             }
             None => here.wrong("wallet-life", format!("{} was never opened", instruction.wallet_id)),
         }
-        let asked = Asked { instruction, position: here.event.position };
-        self.state.stands(id, &asked, "PENDING");
-        self.pending.insert(id, asked);
+        self.state.stands("PENDING");
+        self.state.begins(&instruction, here.event.position, false);
+        self.pending.insert(id, instruction);
     }
 
     /// Ends what is pending; what never began, or has ended, cannot end.
     fn end(&mut self, here: &mut Here<'_>, id: Uuid, wallet_id: &str, status: &'static str) -> Option<Instruction> {
-        let Some(asked) = self.pending.remove(&id) else {
+        let Some(instruction) = self.pending.remove(&id) else {
             here.wrong("transaction-life", format!("{} ends and was not pending", here.event.aggregate_id));
             return None;
         };
         here.sequence(2);
-        self.state.stood(id, &asked, "PENDING");
-        self.state.stands(id, &asked, status);
-        let instruction = asked.instruction;
+        self.state.stood("PENDING");
+        self.state.stands(status);
         if instruction.wallet_id != wallet_id {
             here.wrong("instruction", format!("ends for {wallet_id}, was asked for {}", instruction.wallet_id));
         }
@@ -427,27 +424,47 @@ impl Fold {
 
 impl State {
     /// A transaction has come to this.
-    fn stands(&mut self, id: Uuid, asked: &Asked, status: &'static str) {
+    fn stands(&mut self, status: &'static str) {
         let count = self.statuses.entry(status).or_default();
         *count = count.saturating_add(1);
-        asked.as_shown(id, status, |row| self.transactions.add(row));
     }
 
     /// It has gone on from there.
-    fn stood(&mut self, id: Uuid, asked: &Asked, status: &'static str) {
+    fn stood(&mut self, status: &'static str) {
         let count = self.statuses.entry(status).or_default();
         *count = count.saturating_sub(1);
-        asked.as_shown(id, status, |row| self.transactions.take(row));
     }
-}
 
-impl Asked {
-    /// The row that a view of transactions has for it.
-    fn as_shown(&self, id: Uuid, status: &str, then: impl FnOnce(&[&str])) {
-        let Instruction { kind, wallet_id, amount, currency, .. } = &self.instruction;
-        let (id, position) = (id.to_string(), self.position.to_string());
-        let wallet = wallet_id.strip_prefix("wal_").unwrap_or(wallet_id);
-        then(&[&id, &position, status, kind.name(), wallet, amount, currency]);
+    /// A wallet is not what it was before.
+    fn changed(&mut self, wallet: Uuid, position: i64) {
+        self.postings.add(wallet, position);
+        if let Some(found) = self.wallets.get_mut(&wallet) {
+            found.changes.add(wallet, position);
+        }
+    }
+
+    /// A transaction begins, done or not: everybody who may look for it finds it here.
+    fn begins(&mut self, instruction: &Instruction, position: i64, is_done: bool) {
+        let partner = instruction.partner_id.as_deref().and_then(|partner| record::id("par_", partner));
+        for owner in [Some(Uuid::nil()), partner].into_iter().flatten() {
+            self.postings.add(owner, position);
+            if !is_done || instruction.kind != InstructionKind::Transfer {
+                self.postings.add_of("unusual", owner.as_bytes(), position);
+            }
+        }
+        for wallet in [Some(&instruction.wallet_id), instruction.to_wallet_id.as_ref()].into_iter().flatten() {
+            let Some(id) = record::id("wal_", wallet) else { continue };
+            // Version 8 is what the system's own wallets have.
+            if !is_done || id.get_version_num() == 8 {
+                self.postings.add_of("about", id.as_bytes(), position);
+            }
+        }
+        if let Some(user) = &instruction.user_id {
+            self.postings.add_of("user", user.as_bytes(), position);
+        }
+        if let Some(reference) = &instruction.reference {
+            self.postings.add_of("reference", reference.as_bytes(), position);
+        }
     }
 }
 

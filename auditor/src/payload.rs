@@ -82,11 +82,15 @@ pub(crate) struct TransactionEnded {
 pub(crate) struct Instruction {
     #[serde(rename = "type")]
     pub(crate) kind: InstructionKind,
+    pub(crate) partner_id: Option<String>,
+    pub(crate) user_id: Option<String>,
     pub(crate) wallet_id: String,
     pub(crate) to_wallet_id: Option<String>,
     pub(crate) direction: Option<Direction>,
     pub(crate) amount: String,
     pub(crate) currency: String,
+    pub(crate) reference: Option<String>,
+    pub(crate) effective_at: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -121,16 +125,6 @@ impl Kind {
             Self::Settlement => "SETTLEMENT",
             Self::Adjustments => "ADJUSTMENTS",
             Self::Bank => "BANK",
-        }
-    }
-}
-
-impl InstructionKind {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Transfer => "TRANSFER",
-            Self::Adjustment => "ADJUSTMENT",
-            Self::TopUp => "TOP_UP",
         }
     }
 }

@@ -1,15 +1,14 @@
 //! The views beside the log: what they show must be what the fold comes to, at the position each has reached.
 //!
-//! A view behind the head is compared with the fold as it was at the view's position. Statements and
-//! transactions are as many as events, so they are not kept but added up: two sides that show the same have the
-//! same [`Fingerprint`], in whatever order their rows come.
+//! A view behind the head is compared with the fold as it was at the view's position. Postings are more than events, so
+//! they are not kept but added up: two sides that have the same come to the same [`Tally`], in whatever order. What they
+//! lead to is read in the log itself, which is checked anyway.
 //!
 //! Left out: what is only shape (names, descriptions, metadata, times). The log has them; a rebuild makes them anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::Context;
-use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -21,23 +20,37 @@ use crate::report::{Findings, ViewChecked, ViewsChecked};
 /// Rows fetched at a time.
 const PAGE: i64 = 5_000;
 
-/// The sum of the hashes of many rows. A changed, missing or surplus row changes it.
+/// How many postings, and the sum of their hashes. A changed, missing or surplus one changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fingerprint(u128);
+pub(crate) struct Tally {
+    count: i64,
+    sum: u128,
+}
 
-impl Fingerprint {
-    pub(crate) fn add(&mut self, row: &[&str]) {
-        self.0 = self.0.wrapping_add(Self::of(row));
-    }
+/// All of them: which events answer which question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Postings(Tally);
 
-    pub(crate) fn take(&mut self, row: &[&str]) {
-        self.0 = self.0.wrapping_sub(Self::of(row));
-    }
-
-    fn of(row: &[&str]) -> u128 {
-        let hash = Sha256::digest(row.join("\n"));
+impl Tally {
+    pub(crate) fn add(&mut self, term: Uuid, position: i64) {
+        let hash = Sha256::new().chain_update(term.as_bytes()).chain_update(position.to_be_bytes()).finalize();
         let (half, _) = hash.split_first_chunk().expect("a SHA-256 has 32 bytes");
-        u128::from_be_bytes(*half)
+        self.count = self.count.saturating_add(1);
+        self.sum = self.sum.wrapping_add(u128::from_be_bytes(*half));
+    }
+}
+
+impl Postings {
+    /// The event answers what is asked by an id: what changed this wallet, how this partner's transactions began.
+    pub(crate) fn add(&mut self, id: Uuid, position: i64) {
+        self.0.add(id, position);
+    }
+
+    /// Or by something else: the term is the first half of SHA-256(word ‖ 0 ‖ bytes).
+    pub(crate) fn add_of(&mut self, word: &str, bytes: &[u8], position: i64) {
+        let hash = Sha256::new().chain_update(word).chain_update([0]).chain_update(bytes).finalize();
+        let (half, _) = hash.split_first_chunk().expect("a SHA-256 has 32 bytes");
+        self.0.add(Uuid::from_bytes(*half), position);
     }
 }
 
@@ -127,9 +140,7 @@ async fn compare(
     let compared = match name {
         "partners" => partners(connection, position, state, findings).await?,
         "wallets" => wallets(connection, position, state, findings).await?,
-        "balances" => balances(connection, position, state, findings).await?,
-        "entries" => entries(connection, position, state, findings).await?,
-        "transactions" => transactions(connection, position, state, findings).await?,
+        "postings" => postings(connection, position, state, findings).await?,
         _ => return Ok(None),
     };
     Ok(Some(compared))
@@ -182,101 +193,47 @@ async fn wallets(
         Ok(())
     });
     let rows = rows.await?;
-    of_wallets.missing(|_| true);
+    of_wallets.missing();
     Ok(rows)
 }
 
-async fn balances(
+async fn postings(
     connection: &mut PgConnection,
     position: i64,
     state: &State,
     findings: &mut Findings,
 ) -> anyhow::Result<i64> {
-    let mut of_wallets = OfWallets::new("balances", position, state, findings);
-    let rows = each(connection, "select wallet_id, version, balance from views.balances", |row| {
-        let (version, balance): (i64, Decimal) = (row.try_get("version")?, row.try_get("balance")?);
-        let shown = format!("{} at version {version}", balance.normalize());
-        of_wallets.compare(row.try_get("wallet_id")?, &shown, |wallet| {
-            format!("{} at version {}", wallet.balance.normalize(), wallet.version)
-        });
-        Ok(())
-    });
-    let rows = rows.await?;
-    of_wallets.missing(|_| true);
-    Ok(rows)
-}
-
-/// One line of a wallet's statement, as both sides write it.
-pub(crate) fn statement_line(
-    version: i64,
-    position: i64,
-    transaction: Uuid,
-    change: Decimal,
-    balance_after: Decimal,
-) -> [String; 5] {
-    let number = |number: Decimal| number.normalize().to_string();
-    [version.to_string(), position.to_string(), transaction.to_string(), number(change), number(balance_after)]
-}
-
-async fn entries(
-    connection: &mut PgConnection,
-    position: i64,
-    state: &State,
-    findings: &mut Findings,
-) -> anyhow::Result<i64> {
-    let query = "select wallet_id, wallet_version, position, transaction_id, change, balance_after from views.entries";
-    let mut statements: HashMap<Uuid, (i64, Fingerprint)> = HashMap::new();
+    let query = "select term, unnest(earlier || position) as position from views.postings";
+    let mut all = Postings::default();
+    let mut of_each: HashMap<Uuid, Tally> = HashMap::with_capacity(state.wallets.len());
     let rows = each(connection, query, |row| {
-        let (lines, fingerprint) = statements.entry(row.try_get("wallet_id")?).or_default();
-        *lines = lines.saturating_add(1);
-        let transaction = row.try_get("transaction_id")?;
-        let (change, after) = (row.try_get("change")?, row.try_get("balance_after")?);
-        let line = statement_line(row.try_get("wallet_version")?, row.try_get("position")?, transaction, change, after);
-        fingerprint.add(&line.each_ref().map(String::as_str));
+        let (term, position): (Uuid, i64) = (row.try_get("term")?, row.try_get("position")?);
+        all.add(term, position);
+        if state.wallets.contains_key(&term) {
+            of_each.entry(term).or_default().add(term, position);
+        }
         Ok(())
     });
     let rows = rows.await?;
-    let mut of_wallets = OfWallets::new("entries", position, state, findings);
-    for (id, (lines, fingerprint)) in statements {
-        let differs =
-            state.wallets.get(&id).is_some_and(|wallet| wallet.entries == lines && wallet.statement != fingerprint);
-        let others = if differs { ", other ones" } else { "" };
-        of_wallets.compare(id, &format!("{lines} lines{others}"), |wallet| format!("{} lines", wallet.entries));
+    if all == state.postings {
+        return Ok(rows);
     }
-    of_wallets.missing(|wallet| wallet.entries != 0);
-    Ok(rows)
-}
-
-async fn transactions(
-    connection: &mut PgConnection,
-    position: i64,
-    state: &State,
-    findings: &mut Findings,
-) -> anyhow::Result<i64> {
-    let query =
-        "select id, position, status, kind, wallet_id, body->>'status' as body_status, body->>'amount' as amount,
-                     body->>'currency' as currency
-                 from views.transactions";
-    let (mut statuses, mut fingerprint) = (BTreeMap::<String, i64>::new(), Fingerprint::default());
-    let rows = each(connection, query, |row| {
-        let text = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(column)?.unwrap_or_default());
-        let (status, in_body) = (text("status")?, text("body_status")?);
-        let ids = ["id", "wallet_id"].map(|column| row.try_get::<Uuid, _>(column));
-        let [id, wallet] = ids.map(|id| id.map(|id| id.to_string()));
-        let position = row.try_get::<i64, _>("position")?.to_string();
-        let shown = if status == in_body { &status } else { "two statuses" };
-        fingerprint.add(&[&id?, &position, shown, &text("kind")?, &wallet?, &text("amount")?, &text("currency")?]);
-        let count = statuses.entry(status).or_default();
-        *count = count.saturating_add(1);
-        Ok(())
-    });
-    let rows = rows.await?;
-    let ours = state.statuses.iter().filter(|(_, count)| **count != 0);
-    let ours: BTreeMap<_, _> = ours.map(|(status, count)| ((*status).to_owned(), *count)).collect();
-    if statuses != ours {
-        findings.add(position, None, "view", format!("transactions: {statuses:?} are shown where {ours:?} belong"));
-    } else if fingerprint != state.transactions {
-        findings.add(position, None, "view", "transactions: as many as in the log, and not the same");
+    let mut told = false;
+    for (id, wallet) in &state.wallets {
+        let found = of_each.get(id).copied().unwrap_or_default();
+        if found != wallet.changes {
+            let (count, belong) = (found.count, wallet.changes.count);
+            let others = if count == belong { ", other ones" } else { "" };
+            let detail = format!("postings: wal_{id}: {count} changes{others} are found where {belong} belong");
+            findings.add(wallet.position, None, "view", detail);
+            told = true;
+        }
+    }
+    if !told {
+        let (count, belong) = (all.0.count, state.postings.0.count);
+        let others = if count == belong { ", other ones" } else { "" };
+        let detail = format!("postings: {count}{others} where {belong} belong, and no wallet's changes are among them");
+        findings.add(position, None, "view", detail);
     }
     Ok(rows)
 }
@@ -309,9 +266,8 @@ impl<'a> OfWallets<'a> {
         }
     }
 
-    fn missing(self, should_be_there: impl Fn(&Wallet) -> bool) {
-        let wallets =
-            self.state.wallets.iter().filter(|(id, wallet)| should_be_there(wallet) && !self.seen.contains(id));
+    fn missing(self) {
+        let wallets = self.state.wallets.iter().filter(|(id, _)| !self.seen.contains(id));
         for (id, wallet) in wallets {
             self.findings.add(wallet.position, None, "view", format!("{}: wal_{id} is not shown", self.view));
         }

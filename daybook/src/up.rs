@@ -135,7 +135,7 @@ pub(crate) async fn serve(
     start.done("ledger");
 
     let log = Log::new(event_store::connect(database_url, "daybook_reader", 4).await?);
-    let feed = FeedSettings::of(&log, Some(nats_url.to_owned())).await?;
+    let feed = FeedSettings::of(&log, Some(nats_url.to_owned())).await?.in_one_process();
     let services = Services { database_url, base_url: &base_url, bank_url: &bank_url, feed, seal: &seal };
     let mut tasks = Tasks::new(shutdown);
     tasks.spawn("relay", relay::run(log, services.feed.clone(), shutdown.clone()));

@@ -13,6 +13,8 @@ use event_store::{Commit, Log, StoreError};
 use percent_encoding::percent_decode_str;
 use tokio_util::sync::CancellationToken;
 
+use crate::beside::{Beside, bytes_of};
+
 /// Where the bus is, and which of its streams is this ledger's.
 #[derive(Clone, Debug)]
 pub struct FeedSettings {
@@ -20,12 +22,20 @@ pub struct FeedSettings {
     pub nats_url: Option<String>,
     /// Without dots, spaces and wildcards.
     pub stream: String,
+    /// Shared by a relay and followers that are one process; `None` where they are apart.
+    pub beside: Option<Beside>,
 }
 
 impl FeedSettings {
     /// The settings of the ledger behind `log`: its stream is `daybook-<ledger id>`.
     pub async fn of(log: &Log, nats_url: Option<String>) -> Result<Self, StoreError> {
-        Ok(Self { nats_url, stream: format!("daybook-{}", log.ledger_id().await?) })
+        Ok(Self { nats_url, stream: format!("daybook-{}", log.ledger_id().await?), beside: None })
+    }
+
+    /// For a relay and followers that are one process.
+    #[must_use]
+    pub fn in_one_process(self) -> Self {
+        Self { beside: Some(Beside::default()), ..self }
     }
 }
 
@@ -154,10 +164,18 @@ pub(crate) fn difference(asked: &stream::Config, given: &stream::Config) -> Opti
 
 /// A commit as a body of so many bytes at most, without its events if need be.
 pub(crate) fn write(commit: &Commit, bytes_max: usize) -> Bytes {
+    // Written in full it would be longer still.
+    if bytes_max < bytes_of(commit) {
+        return bare(commit);
+    }
     let body = serde_json::to_vec(commit).expect("payload and metadata were JSON when Postgres took them");
     if body.len() <= bytes_max {
         return body.into();
     }
+    bare(commit)
+}
+
+fn bare(commit: &Commit) -> Bytes {
     let bare = Commit { events: Vec::new(), ..*commit };
     serde_json::to_vec(&bare).expect("numbers and hashes are JSON").into()
 }

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::beside::Beside;
 use crate::bus;
 use crate::bus::FeedSettings;
 use crate::metrics::Following;
@@ -43,9 +44,10 @@ pub struct Follow {
     head: i64,
     /// Whether the bus gave the next commit since the last look.
     heard: bool,
-    /// After a failure: not before then, and how long after the next one.
+    /// Not before then; and how long after the next failure.
     resume: Instant,
     pause: Duration,
+    pace: Duration,
     metrics: Following,
 }
 
@@ -61,12 +63,16 @@ pub enum FeedError {
 
 /// Events in one page, and bytes of their payloads and metadata from the bus; a single commit may have more. The log
 /// bounds its pages' bytes likewise.
-const PAGE_EVENTS: i64 = 1_000;
+const PAGE_EVENTS: i64 = 5_000;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often Postgres is asked for the head beside a live bus, and without one.
 const LOOK_LIVE: Duration = Duration::from_millis(500);
 const LOOK_ALONE: Duration = Duration::from_millis(50);
+
+/// From one page to the next. A consumer pays for a page as such, its statements and its commit; under load a page is
+/// what came in this time, and what comes alone does not wait.
+const PACE: Duration = Duration::from_millis(20);
 
 /// Pauses after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -114,6 +120,7 @@ impl Follow {
             heard: false,
             resume: now,
             pause: PAUSE_MIN,
+            pace: PACE,
             metrics: Following::of("other"),
         }
     }
@@ -124,7 +131,13 @@ impl Follow {
         Self { metrics: Following::of(follower), ..self }
     }
 
-    /// The next page: one whole commit at least, at most some 1,000 events and 4 MiB; waits until there is one.
+    /// With another time from one page to the next, for a consumer that is waited for.
+    #[must_use]
+    pub fn paced(self, pace: Duration) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// The next page: one whole commit at least, at most some 5,000 events and 4 MiB; waits until there is one.
     ///
     /// Dropping the future loses nothing, at most a connection. After an error the next call waits a little by itself, so a consumer may
     /// simply ask again.
@@ -132,7 +145,7 @@ impl Follow {
         sleep_until(self.resume).await;
         let page = self.page().await;
         match &page {
-            Ok(_) => self.pause = PAUSE_MIN,
+            Ok(_) => (self.pause, self.resume) = (PAUSE_MIN, Instant::now() + self.pace),
             Err(_) => {
                 self.resume = Instant::now() + self.pause;
                 self.pause = PAUSE_MAX.min(self.pause * 2);
@@ -147,7 +160,7 @@ impl Follow {
             if self.behind {
                 let commits = self.reader.commits_after(self.last, PAGE_EVENTS).await?;
                 if !commits.is_empty() {
-                    return self.take_from_log(end, commits);
+                    return self.take_from_log(end, commits.into_iter().map(Arc::new).collect());
                 }
                 self.behind = false;
                 self.looked = Instant::now();
@@ -156,6 +169,14 @@ impl Follow {
             let look = if self.is_live() { LOOK_LIVE } else { LOOK_ALONE };
             tokio::select! {
                 biased; // what has arrived already is cheaper than a question
+                commits = told(self.settings.beside.as_ref(), self.last + 1) => {
+                    self.heard = true;
+                    if commits.is_empty() {
+                        self.behind = true;
+                        continue;
+                    }
+                    return self.take_from_log(end, commits);
+                }
                 arrived = hear(&mut self.bus) => match arrived {
                     Some(message) => {
                         let page = self.take_from_bus(end, message).await?;
@@ -191,7 +212,7 @@ impl Follow {
         Ok(end)
     }
 
-    fn take_from_log(&mut self, mut end: End, commits: Vec<Commit>) -> Result<Vec<Arc<Commit>>, FeedError> {
+    fn take_from_log(&mut self, mut end: End, commits: Vec<Arc<Commit>>) -> Result<Vec<Arc<Commit>>, FeedError> {
         for (number, commit) in (self.last + 1..).zip(&commits) {
             if commit.number != number || commit.previous_chain != end.chain {
                 return Err(FeedError::WentBack { commit: number - 1 });
@@ -199,7 +220,7 @@ impl Follow {
             end = End { position: commit.last, chain: commit.chain };
         }
         self.metrics.from_log.inc_by(commits.len() as u64);
-        Ok(self.hand_out(end, commits.into_iter().map(Arc::new).collect()))
+        Ok(self.hand_out(end, commits))
     }
 
     /// Takes a message and what has arrived behind it, as far as it follows and is the log's.
@@ -267,11 +288,18 @@ impl Follow {
         self.head = head;
         self.heard = false;
         self.looked = Instant::now();
+        if !self.behind {
+            self.listen();
+        }
         Ok(())
     }
 
-    /// Starts the live side, once Postgres has been read to its end.
+    /// Starts the live side, once Postgres has been read to its end, unless the relay beside us is what we listen to.
     fn listen(&mut self) {
+        if self.is_beside() {
+            self.bus = None;
+            return;
+        }
         let Some(url) = self.settings.nats_url.clone().filter(|_| self.bus.is_none()) else { return };
         let (sender, messages) = mpsc::channel(WAITING_MAX);
         let shared = Arc::new(Shared { wanted: AtomicI64::new(self.last + 1), live: AtomicBool::new(false) });
@@ -279,8 +307,13 @@ impl Follow {
         self.bus = Some(Bus { messages, shared, _task: AbortOnDropHandle::new(task) });
     }
 
+    fn is_beside(&self) -> bool {
+        self.settings.beside.as_ref().is_some_and(Beside::is_fed)
+    }
+
     fn is_live(&self) -> bool {
-        let live = self.bus.as_ref().is_some_and(|bus| bus.shared.live.load(Ordering::Relaxed));
+        let listens = self.bus.as_ref().is_some_and(|bus| bus.shared.live.load(Ordering::Relaxed));
+        let live = listens || self.is_beside();
         self.metrics.live.set(live.into());
         live
     }
@@ -309,6 +342,14 @@ fn follows(commit: &Commit, last: i64, end: &End) -> bool {
         && positions.into_iter().all(|(event, position)| {
             event.position == position && event.commit == commit.number && event.leaf() == event.leaf_hash
         })
+}
+
+/// What the relay beside us tells from a commit on, or nothing for ever where there is none.
+async fn told(beside: Option<&Beside>, commit: i64) -> Vec<Arc<Commit>> {
+    match beside {
+        Some(beside) => beside.from(commit, PAGE_EVENTS, PAGE_BYTES).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next message of the live side, or nothing for ever where there is none.

@@ -7,6 +7,7 @@
 //!
 //! Left out: what an event means, and the consumer's checkpoint, which is kept with the effects it belongs to.
 
+mod beside;
 mod bus;
 mod follow;
 mod inspect;
@@ -14,6 +15,7 @@ mod metrics;
 mod obstacle;
 pub mod relay;
 
+pub use beside::Beside;
 pub use bus::FeedSettings;
 pub use event_store::{Commit, EventFilter, Head, Log, RecordedEvent, StoreError, pool_options, within};
 pub use follow::{FeedError, Follow};

@@ -19,7 +19,7 @@ use async_nats::jetstream::{ErrorCode, stream};
 use event_store::{Commit, Head, Log, Reader, RecordedEvent};
 use runtime::shutdown::Shutdown;
 use runtime::trace::{KeyValue, SpanKind, Stage};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::bus;
 use crate::bus::FeedSettings;
@@ -47,7 +47,11 @@ enum State {
 }
 
 /// Events in one page, all of which are in flight at once.
-const PAGE_EVENTS: i64 = 500;
+const PAGE_EVENTS: i64 = 2_000;
+
+/// From one page to the next. Under load a page is then some commits; the questions and wakes for each would cost more than
+/// what is in it.
+const PACE: Duration = Duration::from_millis(4);
 
 /// Pauses between two looks at a log that had nothing new. The longest is what an idle system's event waits at most.
 const LOOK_MIN: Duration = Duration::from_millis(1);
@@ -127,6 +131,11 @@ impl Relay {
 
     /// Answers the state before.
     fn enter(&self, state: State) -> State {
+        if !matches!(state, State::Relaying)
+            && let Some(beside) = &self.settings.beside
+        {
+            beside.end();
+        }
         RELAY.connected.set(matches!(state, State::Relaying).into());
         std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state)
     }
@@ -148,6 +157,9 @@ impl Relay {
         loop {
             let cursor = self.adopt(&mut session).await?;
             let Outdated = self.relay(&mut session, cursor).await?;
+            if let Some(beside) = &self.settings.beside {
+                beside.end();
+            }
             tracing::debug!(stream = self.settings.stream, "another relay is at work, or somebody changed the stream");
             sleep(STANDBY).await;
         }
@@ -157,8 +169,19 @@ impl Relay {
     async fn relay(&self, session: &mut Session, mut cursor: Cursor) -> anyhow::Result<Outdated> {
         let mut look = LOOK_MIN;
         let mut looked = Instant::now();
+        let mut paced = Instant::now();
+        let beside = self.settings.beside.as_ref();
+        if let Some(beside) = beside {
+            beside.begin(cursor.relayed);
+        }
         loop {
+            sleep_until(paced).await;
             let commits = session.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
+            let commits: Vec<_> = commits.into_iter().map(Arc::new).collect();
+            if let Some(beside) = beside {
+                beside.tell(&commits);
+            }
+            paced = Instant::now() + PACE;
             if LOOK_AT_STREAM <= looked.elapsed() {
                 let found = session.bus.during(stream(&session.bus, &self.settings.stream)).await?;
                 if !found.is_some_and(|found| self.is_as_left(found.cached_info(), &cursor)) {
@@ -273,7 +296,7 @@ impl Cursor {
 async fn publish(
     bus: &bus::Connection,
     stream: &str,
-    commits: &[Commit],
+    commits: &[Arc<Commit>],
     cursor: &mut Cursor,
 ) -> anyhow::Result<Option<Outdated>> {
     let subject = bus::subject(stream, cursor.base);

@@ -1,23 +1,22 @@
 //! What a wallet holds: now, at a position of the log, or as of two times.
 //!
-//! Now is a row of `views.balances`, written over and over. The past is read from the statement: `asOf` asks what
-//! counted in business by then, `knownAt` what the ledger knew by then, and both together what it then believed.
-
-use std::collections::HashMap;
+//! Every event that changes a wallet says what there is after it, so the last one up to a position is the answer, and one
+//! up to a time likewise: `knownAt` asks what the ledger knew by then. `asOf` asks what counted in business by then: that
+//! and what was recorded later and counts from earlier.
 
 use api_contract::{Client, Freshness, MinPosition, Path, Position, Problem, Query, WaitMs};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use ledger_core::{Balance, Currency, Event, PartnerId, Timestamp, WalletEvent, WalletId};
+use ledger_core::{Balance, Currency, Event, Timestamp, WalletEvent, WalletId};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
 
-use crate::page::Page;
+use crate::entries;
+use crate::postings::{self, Term, Walk};
 use crate::queries::{self, Found, Queries};
+use crate::wallets;
 
 /// What a wallet holds.
 #[derive(Serialize, ToSchema)]
@@ -39,6 +38,9 @@ pub(crate) struct BalanceBody {
     ledger_position: i64,
 }
 
+/// Backdated entries that are read at first.
+const BACKDATED: i64 = 100;
+
 #[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -56,33 +58,16 @@ pub(crate) struct BalanceQuery {
     wait_ms: Option<WaitMs>,
 }
 
-pub(crate) async fn write(page: &Page, connection: &mut PgConnection) -> sqlx::Result<()> {
-    // The last change of a wallet in the page is all that counts.
-    let mut latest: HashMap<Uuid, (i64, Decimal)> = HashMap::new();
-    for happened in &page.events {
-        if let Event::Wallet(id, event) = &happened.event {
-            latest.insert(id.uuid(), (event.wallet_version(), balance_after(event).decimal()));
-        } else if let Event::Transaction(_, event) = &happened.event {
-            for entry in event.entries().into_iter().flatten() {
-                latest.insert(entry.wallet_id.uuid(), (entry.wallet_version, entry.balance_after.decimal()));
-            }
+/// A wallet's version and what it holds after an event that changed it.
+pub(crate) fn left(event: &Event, wallet: WalletId) -> Option<(i64, Balance)> {
+    match event {
+        Event::Wallet(id, event) if *id == wallet => Some((event.wallet_version(), balance_after(event))),
+        Event::Transaction(_, event) => {
+            let entry = event.entries()?.iter().rfind(|entry| entry.wallet_id == wallet)?;
+            Some((entry.wallet_version, entry.balance_after))
         }
+        Event::Wallet(..) | Event::Partner(..) | Event::Command(..) => None,
     }
-    if latest.is_empty() {
-        return Ok(());
-    }
-    let (ids, changes): (Vec<_>, Vec<_>) = latest.into_iter().unzip();
-    let (versions, balances): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
-    sqlx::query(
-        "insert into balances (wallet_id, version, balance) select * from unnest($1::uuid[], $2::bigint[], $3::numeric[])
-         on conflict (wallet_id) do update set version = excluded.version, balance = excluded.balance",
-    )
-    .bind(ids)
-    .bind(versions)
-    .bind(balances)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 fn balance_after(event: &WalletEvent) -> Balance {
@@ -91,6 +76,65 @@ fn balance_after(event: &WalletEvent) -> Balance {
         | WalletEvent::Frozen { balance_after, .. }
         | WalletEvent::Unfrozen { balance_after, .. }
         | WalletEvent::Closed { balance_after, .. } => *balance_after,
+    }
+}
+
+/// Which of a wallet's changes count.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// Up to this position; `None` is the end of the log.
+    known: Option<i64>,
+    /// And of those recorded behind the position only what counts from a time up to this one.
+    effective: Option<(i64, Timestamp)>,
+    /// The log had not come to this time yet. When it has, the bounds are other ones.
+    open_until: Option<Timestamp>,
+}
+
+impl Bounds {
+    async fn of(queries: &Queries, query: &BalanceQuery) -> Result<Self, Problem> {
+        let mut known = query.at_position.map(|position| position.0);
+        let mut open_until = None;
+        if let Some(time) = query.known_at {
+            known = postings::position_at(queries, time).await?;
+            open_until = known.is_none().then_some(time);
+        }
+        let mut effective = None;
+        if let Some(time) = query.as_of {
+            let recorded = postings::position_at(queries, time).await?;
+            if recorded.is_none() && known.is_none() {
+                open_until = open_until.min(Some(time)).or(Some(time));
+            }
+            effective = recorded.filter(|recorded| known.is_none_or(|known| *recorded < known)).zip(Some(time));
+        }
+        Ok(Self { known, effective, open_until })
+    }
+
+    /// What the wallet holds within them, and the position that this reflects; `None` when the bounds have changed.
+    async fn balance(self, queries: &Queries, wallet: WalletId) -> Result<Option<(i64, Decimal)>, Problem> {
+        let behind = |position: i64| position.saturating_add(1);
+        let recorded = self.effective.map_or(self.known, |(recorded, _)| Some(recorded));
+        let mut walk = Walk::new(queries, &[Term::changes(wallet)], 0, recorded.map(behind), 1);
+        let mut balance = match walk.next().await?.first() {
+            Some(last) if self.open_until.is_some_and(|time| time < last.recorded_at) => return Ok(None),
+            Some(last) => left(&last.event, wallet).ok_or_else(|| queries::misposted(last.position))?.1.decimal(),
+            None => Decimal::ZERO,
+        };
+        let reflected = walk.reflected();
+        let Some((recorded, time)) = self.effective else { return Ok(Some((reflected, balance))) };
+        // Nothing counts from later than it is recorded: so far all counts. Of what came later, some may.
+        let known = self.known.unwrap_or(reflected).min(reflected);
+        let mut walk = Walk::new(queries, &[Term::backdated(wallet)], recorded, Some(behind(known)), BACKDATED);
+        loop {
+            let events = walk.next().await?;
+            if events.is_empty() {
+                return Ok(Some((reflected, balance)));
+            }
+            for movement in entries::movements(queries, events, wallet).await? {
+                if movement.effective_at <= time {
+                    balance += movement.change();
+                }
+            }
+        }
     }
 }
 
@@ -111,42 +155,21 @@ pub(crate) async fn show(
     Query(query): Query<BalanceQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let partner = queries::visible_to(&client)?;
-    let BalanceQuery { as_of, known_at, at_position, min_position, wait_ms } = query;
-    if at_position.is_some() && (as_of.is_some() || known_at.is_some()) {
+    if query.at_position.is_some() && (query.as_of.is_some() || query.known_at.is_some()) {
         return Err(Problem::of("invalid-field").at("/atPosition", "either a position or times"));
     }
-    let at = at_position.map(|position| position.0);
-    let now = at.is_none() && as_of.is_none() && known_at.is_none();
-    let read = || async {
-        // With a bound on effective times all entries up to it are added up; without one the latest entry within the
-        // bounds says what there was after it.
-        let row: Option<(i64, Option<String>, Option<Decimal>)> = sqlx::query_as(
-            "select c.position, w.currency, case
-                 when $3 then (select balance from balances where wallet_id = w.id)
-                 when $4::timestamptz is null
-                     then (select balance_after from entries where wallet_id = w.id
-                               and ($5::bigint is null or position <= $5) and ($6::timestamptz is null or recorded_at <= $6)
-                           order by wallet_version desc limit 1)
-                 else (select sum(change) from entries where wallet_id = w.id
-                           and effective_at <= $4 and ($6::timestamptz is null or recorded_at <= $6))
-                 end
-             from checkpoints c
-             left join wallets w on w.id = $1 and ($2::uuid is null or w.partner_id = $2)
-             where c.view = 'entries'",
-        )
-        .bind(id.uuid())
-        .bind(partner.map(PartnerId::uuid))
-        .bind(now)
-        .bind(as_of.map(Timestamp::date_time))
-        .bind(at)
-        .bind(known_at.map(Timestamp::date_time))
-        .fetch_optional(queries.pool())
-        .await
-        .map_err(queries::failed)?;
-        let (position, currency, held) = row.ok_or_else(queries::no_checkpoint)?;
-        Ok(Found { position, item: currency.map(|currency| (currency, held)) })
+    let at = query.at_position.map(|position| position.0);
+    let (query, queries) = (&query, &queries);
+    let read = || async move {
+        let Found { position, item } = wallets::currency(queries, id, partner).await?;
+        let Some(currency) = item else { return Ok(Found { position, item: None }) };
+        loop {
+            let found = Bounds::of(queries, query).await?.balance(queries, id).await?;
+            let Some((position, balance)) = found else { continue };
+            return Ok(Found { position, item: Some((currency, balance)) });
+        }
     };
-    let freshness = Freshness::new(min_position, wait_ms);
+    let freshness = Freshness::new(query.min_position, query.wait_ms);
     let freshness = Freshness { min_position: freshness.min_position.max(at), ..freshness };
     queries.wait(freshness).await.map_err(|problem| match problem.slug() {
         "position-unknown" if freshness.min_position == at => {
@@ -154,9 +177,8 @@ pub(crate) async fn show(
         }
         _ => problem,
     })?;
-    let Found { position, item: (currency, held) } = queries.find(freshness, "wallet-not-found", read).await?;
-    let currency = queries::currency(&currency)?;
-    let balance = queries::balance(held.unwrap_or_default(), currency);
+    let Found { position, item: (currency, balance) } = queries.find(freshness, "wallet-not-found", read).await?;
+    let balance = queries::balance(balance, currency);
     let body = BalanceBody {
         wallet_id: id,
         currency,

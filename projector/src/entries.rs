@@ -1,24 +1,24 @@
 //! Statements: what a wallet gave and got, entry by entry.
 //!
-//! One row per entry makes this the dearest view to write, so a row is lean, and there is no index beside its key.
-//! The statement of one wallet is read along that key; filters are looked at on the way.
+//! Read along the postings of what changed the wallet; each line is an entry of an event in the log. Filters are looked
+//! at on the way.
 
 use api_contract::{Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, WaitMs};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use ledger_core::{Balance, Currency, Direction, PartnerId, Timestamp, TransactionId, WalletId};
+use ledger_core::{
+    Amount, Balance, Currency, Direction, Entry, Event, Timestamp, TransactionEvent, TransactionId, TransactionKind,
+    WalletId,
+};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
-use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
 
-use crate::page::Page;
+use crate::page::Happened;
+use crate::postings::{self, Term, Walk};
 use crate::queries::{self, Found, KindName, Queries};
-use crate::wallets::reflected;
+use crate::{transactions, wallets};
 
 /// A line of a statement.
 #[derive(Serialize, ToSchema)]
@@ -32,11 +32,11 @@ pub(crate) struct StatementEntry {
     /// Of the transaction.
     #[serde(rename = "type")]
     #[schema(example = "TRANSFER")]
-    kind: String,
+    kind: &'static str,
     #[schema(value_type = String, pattern = "^(DEBIT|CREDIT)$")]
     direction: Direction,
     #[schema(value_type = String, example = "10.50")]
-    amount: Balance,
+    amount: Amount,
     #[schema(value_type = String, example = "EUR")]
     currency: Currency,
     #[schema(value_type = String, example = "70.00")]
@@ -50,6 +50,9 @@ pub(crate) struct StatementEntry {
     #[schema(value_type = String, format = DateTime)]
     recorded_at: Timestamp,
 }
+
+/// Events that are read at first where filters may let few of them pass.
+const FILTERED: i64 = 200;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -71,57 +74,65 @@ pub(crate) struct EntriesQuery {
     wait_ms: Option<WaitMs>,
 }
 
-pub(crate) async fn write(page: &Page, connection: &mut PgConnection) -> sqlx::Result<()> {
-    let mut wallets = Vec::new();
-    let mut versions = Vec::new();
-    let mut positions = Vec::new();
-    let mut transactions = Vec::new();
-    let mut kinds = Vec::new();
-    let mut changes = Vec::new();
-    let mut balances = Vec::new();
-    let mut effective = Vec::new();
-    let mut recorded = Vec::new();
-    let mut descriptions = Vec::new();
-    for step in page.steps() {
-        for entry in step.entries() {
-            let amount = entry.amount.decimal();
-            wallets.push(entry.wallet_id.uuid());
-            versions.push(entry.wallet_version);
-            positions.push(step.happened.position);
-            transactions.push(step.id.uuid());
-            kinds.push(step.instruction.kind.name());
-            changes.push(match entry.direction {
-                Direction::Credit => amount,
-                Direction::Debit => -amount,
-            });
-            balances.push(entry.balance_after.decimal());
-            effective.push(step.instruction.effective_at.unwrap_or(step.happened.recorded_at).date_time());
-            recorded.push(step.happened.recorded_at.date_time());
-            descriptions.push(step.instruction.description.as_deref());
+/// An entry of a wallet, with what its transaction says about it.
+pub(crate) struct Movement {
+    pub(crate) effective_at: Timestamp,
+    position: i64,
+    recorded_at: Timestamp,
+    transaction_id: TransactionId,
+    kind: TransactionKind,
+    description: Option<String>,
+    entry: Entry,
+}
+
+impl Movement {
+    /// Above zero a credit, below a debit.
+    pub(crate) fn change(&self) -> Decimal {
+        match self.entry.direction {
+            Direction::Credit => self.entry.amount.decimal(),
+            Direction::Debit => -self.entry.amount.decimal(),
         }
     }
-    if wallets.is_empty() {
-        return Ok(());
+}
+
+/// The wallet's entries in these events, in their order. What was asked for stands in the event itself, or in the first one
+/// of its transaction.
+pub(crate) async fn movements(
+    queries: &Queries,
+    events: Vec<Happened>,
+    wallet: WalletId,
+) -> Result<Vec<Movement>, Problem> {
+    let moved = |happened: &Happened| match &happened.event {
+        Event::Transaction(id, event) => event.entries().map(|entries| (*id, entries.clone())),
+        Event::Wallet(..) | Event::Partner(..) | Event::Command(..) => None,
+    };
+    let elsewhere = events.iter().filter_map(|happened| match &happened.event {
+        Event::Transaction(id, TransactionEvent::Settled { .. }) => Some(*id),
+        _ => None,
+    });
+    let begun = transactions::begun(queries, &elsewhere.collect::<Vec<_>>()).await?;
+    let mut movements = Vec::with_capacity(events.len());
+    for happened in &events {
+        let Some((transaction_id, entries)) = moved(happened) else { continue };
+        let first = begun.get(&transaction_id).unwrap_or(happened);
+        let instruction = match &first.event {
+            Event::Transaction(_, event) => postings::instruction(event),
+            _ => None,
+        };
+        let instruction = instruction.ok_or_else(|| queries::misposted(happened.position))?;
+        for entry in entries.iter().filter(|entry| entry.wallet_id == wallet) {
+            movements.push(Movement {
+                effective_at: instruction.effective_at.unwrap_or(happened.recorded_at),
+                position: happened.position,
+                recorded_at: happened.recorded_at,
+                transaction_id,
+                kind: instruction.kind,
+                description: instruction.description.clone(),
+                entry: entry.clone(),
+            });
+        }
     }
-    sqlx::query(
-        "insert into entries (wallet_id, wallet_version, position, transaction_id, kind, change, balance_after,
-                              effective_at, recorded_at, description)
-         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::uuid[], $5::text[], $6::numeric[], $7::numeric[],
-                              $8::timestamptz[], $9::timestamptz[], $10::text[])",
-    )
-    .bind(wallets)
-    .bind(versions)
-    .bind(positions)
-    .bind(transactions)
-    .bind(kinds)
-    .bind(changes)
-    .bind(balances)
-    .bind(effective)
-    .bind(recorded)
-    .bind(descriptions)
-    .execute(connection)
-    .await?;
-    Ok(())
+    Ok(movements)
 }
 
 /// A wallet's statement
@@ -143,38 +154,48 @@ pub(crate) async fn list(
     const ROUTE: &str = "/v1/wallets/{id}/entries";
     let partner = queries::visible_to(&client)?;
     let kind = query.kind.map(|kind| kind.0);
-    let (from, to) = queries::range(query.from, query.to)?;
+    queries::range(query.from, query.to)?;
     let filters = format!("{:?}", (id, query.from, query.to, &kind));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
     let limit = query.limit.unwrap_or_default().get();
-    let find = || async {
-        let rows = sqlx::query(
-            "select c.position as reflected, w.currency, e.* from checkpoints c
-             left join wallets w on w.id = $1 and ($2::uuid is null or w.partner_id = $2)
-             left join lateral (
-                 select * from entries
-                 where wallet_id = w.id and ($3::bigint is null or wallet_version < $3)
-                     and ($4::timestamptz is null or $4 <= effective_at) and ($5::timestamptz is null or effective_at <= $5)
-                     and ($6::text is null or kind = $6)
-                 order by wallet_version desc limit $7
-             ) e on true
-             where c.view = 'entries' order by e.wallet_version desc",
-        )
-        .bind(id.uuid())
-        .bind(partner.map(PartnerId::uuid))
-        .bind(before)
-        .bind(from)
-        .bind(to)
-        .bind(&kind)
-        .bind(queries::one_more(limit))
-        .fetch_all(queries.pool())
-        .await
-        .map_err(queries::failed)?;
-        let position = reflected(&rows)?;
-        let currency: Option<String> = rows[0].try_get("currency").map_err(queries::failed)?;
-        let Some(currency) = currency else { return Ok(Found { position, item: None }) };
-        let currency = queries::currency(&currency)?;
-        let entries = rows.iter().filter_map(|row| read(row, currency).transpose()).collect::<Result<Vec<_>, _>>()?;
+    let filtered = query.from.is_some() || query.to.is_some() || kind.is_some();
+    let (queries, kind) = (&queries, kind.as_deref());
+    let find = || async move {
+        let Found { position, item } = wallets::currency(queries, id, partner).await?;
+        let Some(currency) = item else { return Ok(Found { position, item: None }) };
+        let first = if filtered { FILTERED } else { queries::one_more(limit) };
+        // Nothing counts from later than it is recorded: of what was recorded behind `to` only what is backdated is wanted.
+        let until = match query.to {
+            Some(to) => postings::position_at(queries, to).await?,
+            None => None,
+        };
+        let (backdated, changes) = (&[Term::backdated(id)], &[Term::changes(id)]);
+        let timely = until.map(|until| before.unwrap_or(i64::MAX).min(until + 1)).or(before);
+        let mut walks = Vec::new();
+        walks.extend(until.map(|until| Walk::new(queries, backdated, until, before, first)));
+        walks.push(Walk::new(queries, changes, 0, timely, first));
+        let mut entries = Vec::new();
+        let mut reflected = None;
+        for mut walk in walks {
+            while entries.len() <= limit {
+                let events = walk.next().await?;
+                reflected.get_or_insert(walk.reflected());
+                // Likewise, what was recorded before `from` does not count from then on.
+                let has_ended = events.last().is_none_or(|last| query.from.is_some_and(|from| last.recorded_at < from));
+                for movement in movements(queries, events, id).await? {
+                    let wanted = query.from.is_none_or(|from| from <= movement.effective_at)
+                        && query.to.is_none_or(|to| movement.effective_at <= to)
+                        && kind.is_none_or(|kind| kind == movement.kind.name());
+                    if wanted {
+                        entries.push((movement.position, line(movement, currency)));
+                    }
+                }
+                if has_ended {
+                    break;
+                }
+            }
+        }
+        let position = reflected.expect("there is a walk, and an empty page is shorter than any limit");
         Ok(Found { position, item: Some(entries) })
     };
     let freshness = Freshness::new(query.min_position, query.wait_ms);
@@ -183,34 +204,18 @@ pub(crate) async fn list(
     Ok((Position(position), Json(queries.page(ROUTE, partner, &filters, limit, entries))))
 }
 
-/// An entry and its place in the statement; `None` from a row that has none.
-fn read(row: &PgRow, currency: Currency) -> Result<Option<(i64, StatementEntry)>, Problem> {
-    let columns = || -> sqlx::Result<_> {
-        let Some(version) = row.try_get::<Option<i64>, _>("wallet_version")? else { return Ok(None) };
-        let (position, transaction): (i64, Uuid) = (row.try_get("position")?, row.try_get("transaction_id")?);
-        let (kind, description): (String, Option<String>) = (row.try_get("kind")?, row.try_get("description")?);
-        let (change, balance_after): (Decimal, Decimal) = (row.try_get("change")?, row.try_get("balance_after")?);
-        let effective_at: OffsetDateTime = row.try_get("effective_at")?;
-        let recorded_at: OffsetDateTime = row.try_get("recorded_at")?;
-        let times = (effective_at, recorded_at);
-        Ok(Some((version, position, transaction, kind, description, change, balance_after, times)))
-    };
-    let Some((version, position, transaction, kind, description, change, balance_after, (effective_at, recorded_at))) =
-        columns().map_err(queries::failed)?
-    else {
-        return Ok(None);
-    };
-    let entry = StatementEntry {
-        transaction_id: TransactionId::from_uuid(transaction),
+fn line(movement: Movement, currency: Currency) -> StatementEntry {
+    let Movement { effective_at, position, recorded_at, transaction_id, kind, description, entry } = movement;
+    StatementEntry {
+        transaction_id,
         position,
-        kind,
-        direction: if change < Decimal::ZERO { Direction::Debit } else { Direction::Credit },
-        amount: queries::balance(change.abs(), currency),
+        kind: kind.name(),
+        direction: entry.direction,
+        amount: entry.amount,
         currency,
-        balance_after: queries::balance(balance_after, currency),
+        balance_after: entry.balance_after,
         description,
-        effective_at: queries::timestamp(effective_at)?,
-        recorded_at: queries::timestamp(recorded_at)?,
-    };
-    Ok(Some((version, entry)))
+        effective_at,
+        recorded_at,
+    }
 }

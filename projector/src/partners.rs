@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::page::Page;
+use crate::page::{EVENT, Page};
 use crate::queries::{self, Found, Queries};
 use crate::wallets::{self, FreshnessQuery};
 
@@ -137,16 +137,17 @@ async fn read(
 ) -> Result<Found<Vec<(i64, PartnerBody)>>, Problem> {
     let rows = sqlx::query(&format!(
         "select c.position as reflected, p.id as partner, p.position as place, p.name, p.currencies, p.client_id,
-             p.status as standing, p.created_at as registered_at, {}
+             p.status as standing, p.created_at as registered_at, {}, {EVENT}
          from checkpoints c
          left join lateral (
              select * from partners where ($1::uuid is null or id = $1) and ($2::bigint is null or position < $2)
              order by position desc limit $3
          ) p on true
          left join wallets w on w.partner_id = p.id and w.kind = 'SETTLEMENT'
-         left join balances b on b.wallet_id = w.id
+         {}
          where c.view = 'partners' order by p.position desc, w.position",
-        wallets::COLUMNS
+        wallets::COLUMNS,
+        wallets::LAST_CHANGE,
     ))
     .bind(id.map(PartnerId::uuid))
     .bind(before)

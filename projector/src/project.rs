@@ -7,18 +7,18 @@
 //! It connects with `synchronous_commit` off: a crash of Postgres may lose the last pages together with their
 //! checkpoints, and the log, which loses nothing, has them all. Waiting for the disk would only make views late.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use event_feed::{Commit, FeedSettings, Follow, Log, RecordedEvent, StoreError, within};
+use event_feed::{FeedSettings, Follow, Log, RecordedEvent, StoreError, within};
 use runtime::shutdown::Shutdown;
 use runtime::trace::{KeyValue, SpanKind, Stage};
 use sqlx::{PgConnection, PgPool};
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::METRICS;
 use crate::page::{Page, PageError};
@@ -48,7 +48,14 @@ struct Shared {
 const CONNECTIONS: u32 = 2;
 
 /// Events that a view which is behind the others takes at a time.
-const CATCH_UP_EVENTS: i64 = 2_000;
+const CATCH_UP_EVENTS: i64 = 5_000;
+
+/// Pages that are read while another one is written, and events that are then written together.
+const READ_AHEAD: usize = 4;
+const PAGE_EVENTS: usize = 10_000;
+
+/// From one page to the next under load. Whoever has written waits so long to read it.
+const PACE: Duration = Duration::from_millis(10);
 
 /// How often an idle projector looks whether the checkpoints are still where it left them.
 const LOOK_BACK: Duration = Duration::from_secs(1);
@@ -129,24 +136,35 @@ async fn session(
 ) -> anyhow::Result<std::convert::Infallible> {
     let (mut position, commit) = level(pool, log).await?;
     progress.reached(position);
-    let mut follow = Follow::start(log.clone(), feed.clone(), commit).await.named("projector");
+    let follow = Follow::start(log.clone(), feed.clone(), commit).await.named("projector").paced(PACE);
+    let (sender, mut pages) = mpsc::channel(READ_AHEAD);
+    let _reading = AbortOnDropHandle::new(tokio::spawn(read_ahead(follow, sender)));
+    let mut failed = None;
     loop {
+        if let Some(error) = failed {
+            return Err(error);
+        }
         // Commits here do not wait for the disk, so a crash of Postgres may take the last ones back. If it is up again
         // before we ask it anything, no error tells; with nothing new to write, only looking does.
-        // What was begun to be read is read on: on a slow machine a page may take longer than until the next look.
-        let mut next = pin!(follow.next());
-        let commits = loop {
-            if let Ok(commits) = timeout(LOOK_BACK, &mut next).await {
-                break commits?;
+        let mut page = loop {
+            if let Ok(page) = timeout(LOOK_BACK, pages.recv()).await {
+                break page.context("the reading of the log ended")??;
             }
             if checkpoints_of(pool).await?.iter().any(|(_, at, _)| *at != position) {
                 return Err(ProjectError::Overtaken.into());
             }
         };
-        let traces = commits.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
-        let stage = Stage::begin("project", SpanKind::Consumer, traces);
+        // What was read while the last page was written goes in at once: the further behind, the less each event costs.
+        while page.events.len() < PAGE_EVENTS
+            && let Ok(next) = pages.try_recv()
+        {
+            match next {
+                Ok(next) => page.add(next),
+                Err(error) => failed = Some(error),
+            }
+        }
+        let stage = page.stage.take();
         let begun = Instant::now();
-        let page = read(log, &commits).await?;
         write(pool, &page, VIEWS.iter(), position).await?;
         METRICS.projected(page.position - position, begun.elapsed());
         if let Some(stage) = stage {
@@ -158,6 +176,24 @@ async fn session(
         position = page.position;
         progress.reached(position);
         *worked = true;
+    }
+}
+
+/// Reads the next pages while others are written, until it fails or nobody wants them.
+async fn read_ahead(mut follow: Follow, pages: mpsc::Sender<anyhow::Result<Page>>) {
+    loop {
+        let page = match follow.next().await {
+            Ok(commits) => {
+                let traces = commits.iter().flat_map(|commit| &commit.events).map(RecordedEvent::traceparent);
+                let stage = Stage::begin("project", SpanKind::Consumer, traces);
+                Page::read(&commits).map(|page| Page { stage, ..page }).map_err(anyhow::Error::from)
+            }
+            Err(error) => Err(error.into()),
+        };
+        let ends = page.is_err();
+        if pages.send(page).await.is_err() || ends {
+            return;
+        }
     }
 }
 
@@ -175,16 +211,12 @@ async fn level(pool: &PgPool, log: &Log) -> anyhow::Result<(i64, i64)> {
             let commits: Vec<_> =
                 commits.into_iter().take_while(|commit| commit.number <= top_commit).map(Arc::new).collect();
             anyhow::ensure!(!commits.is_empty(), "the views are at commit {top_commit}, which is not in the log");
-            let page = read(log, &commits).await?;
+            let page = Page::read(&commits)?;
             write(pool, &page, std::iter::once(view), position).await?;
             (position, commit) = (page.position, page.commit);
         }
     }
     Ok((top, top_commit))
-}
-
-async fn read(log: &Log, commits: &[Arc<Commit>]) -> Result<Page, PageError> {
-    within(READING, Page::read(log, commits)).await
 }
 
 async fn checkpoints_of(pool: &PgPool) -> anyhow::Result<Vec<(&'static View, i64, i64)>> {
@@ -246,9 +278,7 @@ fn is_passing(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<event_feed::FeedError>() {
         Some(feed) => !feed.is_final(),
         None => match error.downcast_ref::<PageError>() {
-            Some(PageError::Corrupt { .. } | PageError::NeverBegun(_) | PageError::Store(StoreError::Corrupt(_))) => {
-                false
-            }
+            Some(PageError::Corrupt { .. } | PageError::Store(StoreError::Corrupt(_))) => false,
             Some(PageError::Store(_)) | None => true,
         },
     }

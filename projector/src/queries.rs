@@ -284,6 +284,11 @@ pub(crate) fn unfit(error: impl std::error::Error + Send + Sync + 'static) -> Pr
     failed(sqlx::Error::Decode(Box::new(error)))
 }
 
+/// An event was found under a question that it does not answer: the view is not what the log says.
+pub(crate) fn misposted(position: i64) -> Problem {
+    unfit(std::io::Error::other(format!("position {position} is posted where it does not belong")))
+}
+
 pub(crate) fn timestamp(at: OffsetDateTime) -> Result<Timestamp, Problem> {
     Timestamp::try_from(at).map_err(unfit)
 }
@@ -303,15 +308,12 @@ pub(crate) fn one_more(limit: usize) -> i64 {
     i64::try_from(limit).map_or(i64::MAX, |limit| limit + 1)
 }
 
-/// The ends of a range of times, as Postgres takes them.
-pub(crate) fn range(
-    from: Option<Timestamp>,
-    to: Option<Timestamp>,
-) -> Result<(Option<OffsetDateTime>, Option<OffsetDateTime>), Problem> {
+/// A range of times does not end before it begins.
+pub(crate) fn range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<(), Problem> {
     if from.zip(to).is_some_and(|(from, to)| to < from) {
         return Err(Problem::of("time-range-invalid").at("/from", "the range ends before it begins"));
     }
-    Ok((from.map(Timestamp::date_time), to.map(Timestamp::date_time)))
+    Ok(())
 }
 
 /// A type of transactions to filter by. Of some that the contract names there are none yet: nothing is found then.

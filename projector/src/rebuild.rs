@@ -98,8 +98,10 @@ async fn rebuild_one(
     let mut tx = connection.begin_with("begin isolation level repeatable read").await?;
     let old = of(&checkpoints(&mut tx).await?, view);
     next.fold_to(&mut tx, log, old, progress).await?;
+    let compared = view.compared;
     let differed: i64 = sqlx::query_scalar(&format!(
-        "with old as (select o::text from views.{name} o), new as (select n::text from views_next.{name} n)
+        "with old as (select o::text from ({compared} from views.{name}) o),
+              new as (select n::text from ({compared} from views_next.{name}) n)
          select count(*) from ((table old except all table new) union all (table new except all table old)) differing"
     ))
     .fetch_one(&mut *tx)
@@ -145,7 +147,7 @@ impl Next {
             let commits = log.commits_after(self.commit, PAGE_EVENTS).await?;
             let commits: Vec<_> = commits.into_iter().take_while(|next| next.number <= commit).map(Arc::new).collect();
             anyhow::ensure!(!commits.is_empty(), "the view is at commit {commit}, which is not in the log");
-            let page = Page::read(log, &commits).await?;
+            let page = Page::read(&commits)?;
             (self.view.write)(&page, connection).await?;
             (self.position, self.commit) = (page.position, page.commit);
             progress(self.position, position);

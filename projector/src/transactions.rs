@@ -1,28 +1,33 @@
 //! Transactions: what was asked for and what became of it, refusals included.
 //!
-//! A row holds the body as API.md shows it, and beside it what lists are filtered by.
+//! Each is folded from its stream in the log, up to the position that the views have reached. Postings say which there
+//! are; what they do not answer is looked at on the way.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use api_contract::{
     Client, Freshness, Limit, MinPosition, Page as List, Path, Position, Problem, Query, TransactionBody, WaitMs,
     key_hash,
 };
+use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use axum::Json;
-use ledger_core::{PartnerId, Timestamp, TransactionId, TransactionStatus, WalletId};
+use ledger_core::{
+    Event, PartnerId, Timestamp, TransactionEvent, TransactionId, TransactionKind, TransactionStatus, WalletId,
+};
 use runtime::shutdown::Shutdown;
 use serde::Deserialize;
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
-use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 use utoipa::IntoParams;
 
-use crate::page::{Page, Step};
+use crate::page::{EVENT, Happened};
+use crate::postings::{self, Term, Walk};
 use crate::queries::{self, Found, KindName, Queries, StatusName};
 use crate::wallets::{FreshnessQuery, reflected};
+
+/// Events that are read at first where filters may let few of them pass.
+const FILTERED: i64 = 200;
 
 /// Pauses between two looks at a pending transaction while someone waits for its end. Many may wait while the views
 /// move on and on, so each looks more and more seldom.
@@ -59,53 +64,156 @@ pub(crate) struct TransactionsQuery {
     wait_ms: Option<WaitMs>,
 }
 
-pub(crate) async fn write(page: &Page, connection: &mut PgConnection) -> sqlx::Result<()> {
-    // One statement must not meet the same row twice: a transaction that begins and ends in this page counts once,
-    // with its last step.
-    let mut steps: Vec<Step<'_>> = page.steps().collect();
-    steps.sort_by_key(|step| (step.id, step.happened.position));
-    let mut last: Vec<Step<'_>> = Vec::with_capacity(steps.len());
-    for step in steps {
-        match last.last_mut() {
-            Some(earlier) if earlier.id == step.id => *earlier = step,
-            _ => last.push(step),
+/// Which transactions are listed.
+struct Wanted {
+    partner: Option<PartnerId>,
+    query: TransactionsQuery,
+}
+
+impl Wanted {
+    /// The questions with the fewest answers among which all of these transactions are.
+    fn terms(&self) -> Vec<Term> {
+        let query = &self.query;
+        if let Some(reference) = &query.reference {
+            return vec![Term::reference(reference)];
+        }
+        if let Some(user) = &query.user_id {
+            return vec![Term::user(user)];
+        }
+        match query.wallet_id {
+            Some(wallet) if wallet.is_system() => vec![Term::about(wallet)],
+            Some(wallet) => vec![Term::about(wallet), Term::changes(wallet)],
+            None if self.is_usual() => vec![Term::transactions(self.partner)],
+            None => vec![Term::unusual(self.partner)],
         }
     }
-    if last.is_empty() {
-        return Ok(());
-    }
-    last.sort_by_key(|step| step.happened.position); // so that the indexes by position grow at their end
 
-    let bodies: Vec<_> = last.iter().map(Step::body).collect();
-    let first: Vec<_> = last.iter().map(Step::first).collect();
-    let texts = |of: fn(&TransactionBody) -> Option<&str>| bodies.iter().map(of).collect::<Vec<_>>();
-    let json = |body| serde_json::to_string(body).expect("bodies have string keys and no fallible serializers");
-    sqlx::query(
-        "insert into transactions (id, position, partner_id, wallet_id, to_wallet_id, user_id, kind, status, reference,
-                                   key_hash, created_at, body)
-         select id, position, partner_id, wallet_id, to_wallet_id, user_id, kind, status, reference, key_hash, created_at,
-                body::json
-         from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[],
-                     $9::text[], $10::bytea[], $11::timestamptz[], $12::text[])
-              as t (id, position, partner_id, wallet_id, to_wallet_id, user_id, kind, status, reference, key_hash, created_at,
-                    body)
-         on conflict (id) do update set status = excluded.status, body = excluded.body",
-    )
-    .bind(last.iter().map(|step| step.id.uuid()).collect::<Vec<_>>())
-    .bind(first.iter().map(|(position, ..)| *position).collect::<Vec<_>>())
-    .bind(last.iter().map(|step| step.instruction.partner_id.map(PartnerId::uuid)).collect::<Vec<_>>())
-    .bind(bodies.iter().map(|body| body.wallet_id.uuid()).collect::<Vec<_>>())
-    .bind(bodies.iter().map(|body| body.to_wallet_id.map(WalletId::uuid)).collect::<Vec<_>>())
-    .bind(texts(|body| body.user_id.as_deref()))
-    .bind(bodies.iter().map(|body| body.kind.name()).collect::<Vec<_>>())
-    .bind(bodies.iter().map(|body| body.status.name()).collect::<Vec<_>>())
-    .bind(texts(|body| body.reference.as_deref()))
-    .bind(first.iter().map(|(.., key)| key.as_ref().map(|key| key.as_slice())).collect::<Vec<_>>())
-    .bind(bodies.iter().map(|body| body.created_at.date_time()).collect::<Vec<OffsetDateTime>>())
-    .bind(bodies.iter().map(json).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
-    Ok(())
+    /// Whether a transfer that was done could be among them.
+    fn is_usual(&self) -> bool {
+        self.query.status.as_ref().is_none_or(|status| status.0 == TransactionStatus::Success.name())
+            && self.query.kind.as_ref().is_none_or(|kind| kind.0 == TransactionKind::Transfer.name())
+    }
+
+    /// Whether terms do not say all that is asked.
+    fn is_filtered(&self) -> bool {
+        let TransactionsQuery { wallet_id, user_id, kind, status, from, to, reference, .. } = &self.query;
+        wallet_id.is_some()
+            || user_id.is_some()
+            || reference.is_some()
+            || kind.is_some()
+            || status.is_some()
+            || from.is_some()
+            || to.is_some()
+    }
+
+    fn has(&self, partner: Option<PartnerId>, body: &TransactionBody) -> bool {
+        let query = &self.query;
+        (self.partner.is_none() || self.partner == partner)
+            && query.wallet_id.is_none_or(|wallet| body.wallet_id == wallet || body.to_wallet_id == Some(wallet))
+            && (query.user_id.is_none() || query.user_id == body.user_id)
+            && (query.reference.is_none() || query.reference == body.reference)
+            && query.kind.as_ref().is_none_or(|kind| kind.0 == body.kind.name())
+            && query.status.as_ref().is_none_or(|status| status.0 == body.status.name())
+            && query.from.is_none_or(|from| from <= body.created_at)
+            && query.to.is_none_or(|to| body.created_at <= to)
+    }
+
+    /// Those of the transactions that begin with one of these events, each with its place in lists.
+    async fn among(
+        &self,
+        queries: &Queries,
+        events: &[Happened],
+        reflected: i64,
+    ) -> Result<Vec<(i64, TransactionBody)>, Problem> {
+        let bodies = bodies(queries, events, reflected).await?;
+        let wanted = bodies.into_iter().filter(|(_, partner, body)| self.has(*partner, body));
+        Ok(wanted.map(|(place, _, body)| (place, shown(self.partner, body))).collect())
+    }
+}
+
+/// The transactions that begin with one of these events, as they stand at a position: each with its place in lists and the
+/// partner who sees it.
+async fn bodies(
+    queries: &Queries,
+    events: &[Happened],
+    reflected: i64,
+) -> Result<Vec<(i64, Option<PartnerId>, TransactionBody)>, Problem> {
+    let mut bodies = Vec::with_capacity(events.len());
+    let mut pending = HashMap::new();
+    for Happened { position, recorded_at, event } in events {
+        let Event::Transaction(id, event) = event else { continue };
+        let Some(instruction) = postings::instruction(event) else { continue };
+        if matches!(event, TransactionEvent::Requested { .. }) {
+            pending.insert(*id, bodies.len());
+        }
+        bodies.push((*position, instruction.partner_id, TransactionBody::new(event, *id, *position, *recorded_at)));
+    }
+    let ids: Vec<_> = pending.keys().copied().collect();
+    for Happened { position, recorded_at, event } in stream(queries, &ids, 2, i64::MAX, reflected).await? {
+        let Event::Transaction(id, event) = event else { continue };
+        if let Some(place) = pending.get(&id) {
+            bodies[*place].2.apply(&event, position, recorded_at);
+        }
+    }
+    Ok(bodies)
+}
+
+/// The first events of transactions.
+pub(crate) async fn begun(
+    queries: &Queries,
+    ids: &[TransactionId],
+) -> Result<HashMap<TransactionId, Happened>, Problem> {
+    let first = stream(queries, ids, 1, 1, i64::MAX).await?;
+    let id = |happened: &Happened| match happened.event {
+        Event::Transaction(id, _) => Some(id),
+        _ => None,
+    };
+    Ok(first.into_iter().filter_map(|happened| Some((id(&happened)?, happened))).collect())
+}
+
+/// The aggregate type of transactions in the log.
+const TRANSACTION: &str = "transaction";
+
+/// A part of the streams of some transactions, each in its order, up to a position.
+async fn stream(
+    queries: &Queries,
+    ids: &[TransactionId],
+    from: i64,
+    to: i64,
+    up_to: i64,
+) -> Result<Vec<Happened>, Problem> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(&format!(
+        "select {EVENT} from ledger.events e
+         where aggregate_type = $1 and aggregate_id = any($2) and sequence between $3 and $4 and position <= $5
+         order by sequence"
+    ))
+    .bind(TRANSACTION)
+    .bind(ids.iter().map(ToString::to_string).collect::<Vec<_>>())
+    .bind(from)
+    .bind(to)
+    .bind(up_to)
+    .fetch_all(queries.pool())
+    .await
+    .map_err(queries::failed)?;
+    rows.iter().filter_map(|row| Happened::from_row(row).transpose()).collect::<Result<_, _>>().map_err(queries::unfit)
+}
+
+fn shown(partner: Option<PartnerId>, body: TransactionBody) -> TransactionBody {
+    if partner.is_some() { body.for_partner() } else { body }
+}
+
+/// How the transactions of the command began that a key was used for, as far as the views have come.
+async fn of_key(queries: &Queries, key: [u8; 16]) -> Result<(i64, Vec<Happened>), Problem> {
+    let position = sqlx::query_scalar("select position from checkpoints where view = 'postings'");
+    let reflected: i64 =
+        position.fetch_optional(queries.pool()).await.map_err(queries::failed)?.ok_or_else(queries::no_checkpoint)?;
+    let command = queries.log().commands_of_keys(&[key]).await.map_err(queries::unreadable)?;
+    let shown = command.iter().filter(|event| event.position <= reflected).rev();
+    let events = shown.map(Happened::of).collect::<Result<Vec<_>, _>>().map_err(queries::unfit)?;
+    Ok((reflected, events))
 }
 
 /// List transactions
@@ -125,44 +233,43 @@ pub(crate) async fn list(
 ) -> Result<impl IntoResponse, Problem> {
     const ROUTE: &str = "/v1/transactions";
     let partner = queries::visible_to(&client)?;
-    let (kind, status) = (query.kind.map(|kind| kind.0), query.status.map(|status| status.0));
+    let (kind, status) = (query.kind.as_ref().map(|kind| &kind.0), query.status.as_ref().map(|status| &status.0));
     let key = query.idempotency_key.as_deref().map(|key| key_hash(client.id, key));
-    let (from, to) = queries::range(query.from, query.to)?;
+    queries::range(query.from, query.to)?;
     let texts = (&query.user_id, &query.reference, key);
     let filters = format!("{:?}", (query.wallet_id, texts, &kind, &status, query.from, query.to));
     let before = queries.after(ROUTE, partner, &filters, query.cursor.as_deref())?;
     let freshness = Freshness::new(query.min_position, query.wait_ms);
     queries.wait(freshness).await?;
     let limit = query.limit.unwrap_or_default().get();
-    let rows = sqlx::query(
-        "select c.position as reflected, t.position as place, t.body from checkpoints c
-         left join lateral (
-             select position, body::text as body from transactions
-             where ($1::uuid is null or partner_id = $1) and ($2::uuid is null or wallet_id = $2 or to_wallet_id = $2)
-                 and ($3::text is null or user_id = $3) and ($4::text is null or kind = $4)
-                 and ($5::text is null or status = $5) and ($6::timestamptz is null or $6 <= created_at)
-                 and ($7::timestamptz is null or created_at <= $7) and ($8::text is null or reference = $8)
-                 and ($9::bytea is null or key_hash = $9) and ($10::bigint is null or position < $10)
-             order by position desc limit $11
-         ) t on true where c.view = 'transactions' order by t.position desc",
-    )
-    .bind(partner.map(PartnerId::uuid))
-    .bind(query.wallet_id.map(WalletId::uuid))
-    .bind(&query.user_id)
-    .bind(&kind)
-    .bind(&status)
-    .bind(from)
-    .bind(to)
-    .bind(&query.reference)
-    .bind(key.as_ref().map(|key| key.as_slice()))
-    .bind(before)
-    .bind(queries::one_more(limit))
-    .fetch_all(queries.pool())
-    .await
-    .map_err(queries::failed)?;
-    let position = reflected(&rows)?;
+    let wanted = Wanted { partner, query };
+    let mut found = Vec::new();
+    let position;
+    if let Some(key) = key {
+        let (reflected, events) = of_key(&queries, key).await?;
+        found = wanted.among(&queries, &events, reflected).await?;
+        found.retain(|(place, _)| before.is_none_or(|before| *place < before));
+        found.truncate(limit + 1);
+        position = reflected;
+    } else {
+        let until = match wanted.query.to {
+            Some(to) => postings::position_at(&queries, to).await?,
+            None => None,
+        };
+        let before = until.map(|until| before.unwrap_or(i64::MAX).min(until + 1)).or(before);
+        let first = if wanted.is_filtered() { FILTERED } else { queries::one_more(limit) };
+        let mut walk = Walk::new(&queries, &wanted.terms(), 0, before, first);
+        while found.len() <= limit {
+            let events = walk.next().await?;
+            let Some(last) = events.last() else { break };
+            found.extend(wanted.among(&queries, &events, walk.reflected()).await?);
+            if wanted.query.from.is_some_and(|from| last.recorded_at < from) {
+                break;
+            }
+        }
+        position = walk.reflected();
+    }
     queries::reflects(freshness, position)?;
-    let found = rows.iter().filter_map(|row| read(row, partner).transpose()).collect::<Result<Vec<_>, _>>()?;
     Ok((Position(position), Json(queries.page(ROUTE, partner, &filters, limit, found))))
 }
 
@@ -185,18 +292,20 @@ pub(crate) async fn show(
 ) -> Result<impl IntoResponse, Problem> {
     let partner = queries::visible_to(&client)?;
     let find = || async {
-        let rows = sqlx::query(
-            "select c.position as reflected, t.position as place, t.body::text as body from checkpoints c
-             left join transactions t on t.id = $1 and ($2::uuid is null or t.partner_id = $2)
-             where c.view = 'transactions'",
-        )
-        .bind(id.uuid())
-        .bind(partner.map(PartnerId::uuid))
+        let rows = sqlx::query(&format!(
+            "select c.position as reflected, {EVENT} from checkpoints c
+             left join ledger.events e on e.aggregate_type = $1 and e.aggregate_id = $2 and e.position <= c.position
+             where c.view = 'postings' order by e.sequence"
+        ))
+        .bind(TRANSACTION)
+        .bind(id.to_string())
         .fetch_all(queries.pool())
         .await
         .map_err(queries::failed)?;
-        let found = rows.first().map(|row| read(row, partner)).transpose()?.flatten();
-        Ok(Found { position: reflected(&rows)?, item: found.map(|(_, body)| body) })
+        let events = rows.iter().filter_map(|row| Happened::from_row(row).transpose());
+        let events = events.collect::<Result<Vec<_>, _>>().map_err(queries::unfit)?;
+        let item = folded(&events).filter(|(seen_by, _)| partner.is_none() || partner == *seen_by);
+        Ok(Found { position: reflected(&rows)?, item: item.map(|(_, body)| shown(partner, body)) })
     };
     let freshness = Freshness::new(query.min_position, query.wait_ms);
     let deadline = query.wait_ms.map(|wait| Instant::now() + wait.duration());
@@ -222,12 +331,17 @@ pub(crate) async fn show(
     Ok((Position(found.position), Json(found.item)))
 }
 
-/// A transaction and its place in lists; `None` from a row that has none.
-fn read(row: &PgRow, partner: Option<PartnerId>) -> Result<Option<(i64, TransactionBody)>, Problem> {
-    let place: Option<i64> = row.try_get("place").map_err(queries::failed)?;
-    let body: Option<String> = row.try_get("body").map_err(queries::failed)?;
-    let Some((place, body)) = place.zip(body) else { return Ok(None) };
-    let body: TransactionBody = serde_json::from_str(&body).map_err(queries::unfit)?;
-    let shown = if partner.is_some() { body.for_partner() } else { body };
-    Ok(Some((place, shown)))
+/// A transaction from its whole stream, and the partner who sees it.
+fn folded(events: &[Happened]) -> Option<(Option<PartnerId>, TransactionBody)> {
+    let mut steps = events.iter().filter_map(|happened| match &happened.event {
+        Event::Transaction(id, event) => Some((*id, event, happened.position, happened.recorded_at)),
+        _ => None,
+    });
+    let (id, first, position, recorded_at) = steps.next()?;
+    let partner = postings::instruction(first)?.partner_id;
+    let mut body = TransactionBody::new(first, id, position, recorded_at);
+    for (_, event, position, recorded_at) in steps {
+        body.apply(event, position, recorded_at);
+    }
+    Some((partner, body))
 }

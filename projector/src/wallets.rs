@@ -1,6 +1,6 @@
 //! Wallets: what each is, whom it is for, and whether it may be used.
 //!
-//! `views.wallets` holds a wallet's life; a wallet that is shown gets its money from `views.balances` beside it.
+//! `views.wallets` holds a wallet's life; a wallet that is shown gets its money from the last event that changed it.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,7 @@ use api_contract::{
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use ledger_core::{Currency, Event, PartnerId, WalletEvent, WalletId, WalletStatus};
-use rust_decimal::Decimal;
+use ledger_core::{Balance, Currency, Event, PartnerId, WalletEvent, WalletId, WalletStatus};
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -19,7 +18,8 @@ use time::OffsetDateTime;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use crate::page::Page;
+use crate::balances;
+use crate::page::{EVENT, Happened, Page};
 use crate::queries::{self, Found, Queries};
 
 #[derive(Deserialize, IntoParams)]
@@ -46,9 +46,15 @@ pub(crate) struct FreshnessQuery {
     pub(crate) wait_ms: Option<WaitMs>,
 }
 
-/// Columns of a wallet `w` with its balance `b`, for [`read`].
-pub(crate) const COLUMNS: &str = "w.id, w.position, w.partner_id, w.user_id, w.currency, w.status, w.metadata::text as metadata, \
-    w.created_at, b.version, b.balance";
+/// Columns of a wallet `w`, for [`read`]; with those of [`EVENT`] from [`LAST_CHANGE`].
+pub(crate) const COLUMNS: &str = "w.id, w.position, w.partner_id, w.user_id, w.currency, w.status, \
+    w.metadata::text as metadata, w.created_at";
+
+/// The last event that changed the wallet `w`.
+pub(crate) const LAST_CHANGE: &str = "left join lateral (
+        select position from postings where term = w.id order by position desc limit 1
+    ) last on true
+    left join ledger.events e on e.position = last.position";
 
 pub(crate) async fn write(page: &Page, connection: &mut PgConnection) -> sqlx::Result<()> {
     let mut opened = Vec::new();
@@ -131,14 +137,15 @@ pub(crate) async fn list(
     queries.wait(freshness).await?;
     let limit = query.limit.unwrap_or_default().get();
     let rows = sqlx::query(&format!(
-        "select c.position as reflected, w.* from checkpoints c
+        "select c.position as reflected, {COLUMNS}, {EVENT} from checkpoints c
          left join lateral (
-             select {COLUMNS} from wallets w join balances b on b.wallet_id = w.id
+             select * from wallets w
              where ($1::uuid is null or w.partner_id = $1) and ($2::text is null or w.user_id = $2)
                  and ($3::text is null or w.currency = $3) and ($4::text is null or w.status = $4)
                  and ($5::bigint is null or w.position < $5)
              order by w.position desc limit $6
-         ) w on true where c.view = 'wallets' order by w.position desc"
+         ) w on true {LAST_CHANGE}
+         where c.view = 'wallets' order by w.position desc"
     ))
     .bind(partner.map(PartnerId::uuid))
     .bind(&query.user_id)
@@ -172,9 +179,9 @@ pub(crate) async fn show(
     let partner = queries::visible_to(&client)?;
     let find = || async {
         let rows = sqlx::query(&format!(
-            "select c.position as reflected, {COLUMNS} from checkpoints c
+            "select c.position as reflected, {COLUMNS}, {EVENT} from checkpoints c
              left join wallets w on w.id = $1 and ($2::uuid is null or w.partner_id = $2)
-             left join balances b on b.wallet_id = w.id
+             {LAST_CHANGE}
              where c.view = 'wallets'"
         ))
         .bind(id.uuid())
@@ -191,13 +198,33 @@ pub(crate) async fn show(
     Ok((Position(found.position), Json(found.item)))
 }
 
+/// The currency of a wallet, if the caller may see it.
+pub(crate) async fn currency(
+    queries: &Queries,
+    id: WalletId,
+    partner: Option<PartnerId>,
+) -> Result<Found<Option<Currency>>, Problem> {
+    let row: Option<(i64, Option<String>)> = sqlx::query_as(
+        "select c.position, w.currency from checkpoints c
+         left join wallets w on w.id = $1 and ($2::uuid is null or w.partner_id = $2)
+         where c.view = 'wallets'",
+    )
+    .bind(id.uuid())
+    .bind(partner.map(PartnerId::uuid))
+    .fetch_optional(queries.pool())
+    .await
+    .map_err(queries::failed)?;
+    let (position, currency) = row.ok_or_else(queries::no_checkpoint)?;
+    Ok(Found { position, item: currency.map(|code| queries::currency(&code)).transpose()? })
+}
+
 /// The position that rows of one statement reflect.
 pub(crate) fn reflected(rows: &[PgRow]) -> Result<i64, Problem> {
     let row = rows.first().ok_or_else(queries::no_checkpoint)?;
     row.try_get("reflected").map_err(queries::failed)
 }
 
-/// A wallet and its place in lists; `None` from a row that has none.
+/// A wallet and its place in lists; `None` from a row that has none, or has not been told yet what it holds.
 pub(crate) fn read(row: &PgRow) -> Result<Option<(i64, WalletBody)>, Problem> {
     let columns = || -> sqlx::Result<_> {
         let Some(id) = row.try_get::<Option<Uuid>, _>("id")? else { return Ok(None) };
@@ -206,23 +233,24 @@ pub(crate) fn read(row: &PgRow) -> Result<Option<(i64, WalletBody)>, Problem> {
         let (currency, status): (String, String) = (row.try_get("currency")?, row.try_get("status")?);
         let metadata: String = row.try_get("metadata")?;
         let created_at: OffsetDateTime = row.try_get("created_at")?;
-        let (version, balance): (i64, Decimal) = (row.try_get("version")?, row.try_get("balance")?);
-        Ok(Some((id, place, of, currency, status, metadata, created_at, version, balance)))
+        Ok(Some((id, place, of, currency, status, metadata, created_at)))
     };
-    let Some((id, place, (partner, user_id), currency, status, metadata, created_at, version, balance)) =
+    let Some((id, place, (partner, user_id), currency, status, metadata, created_at)) =
         columns().map_err(queries::failed)?
     else {
         return Ok(None);
     };
+    let id = WalletId::from_uuid(id);
+    let Some(last) = Happened::from_row(row).map_err(queries::unfit)? else { return Ok(None) };
+    let (version, balance) = balances::left(&last.event, id).ok_or_else(|| queries::misposted(last.position))?;
     let currency = queries::currency(&currency)?;
-    let balance = queries::balance(balance, currency);
     let wallet = WalletBody {
-        id: WalletId::from_uuid(id),
+        id,
         user_id,
         partner_id: partner.map(PartnerId::from_uuid),
         currency,
         balance,
-        held: queries::balance(Decimal::ZERO, currency),
+        held: Balance::zero(currency),
         available: balance,
         status: serde_json::from_value(status.into()).map_err(queries::unfit)?,
         metadata: serde_json::from_str(&metadata).map_err(queries::unfit)?,

@@ -66,7 +66,7 @@ impl Options {
     async fn settings(self) -> anyhow::Result<Settings> {
         let mut settings = Settings {
             database_url: self.database_url,
-            feed: FeedSettings { nats_url: None, stream: String::new() },
+            feed: FeedSettings { nats_url: None, stream: String::new(), beside: None },
             command_url: self.command_url,
             client_id: self.client_id,
             client_secret: secret("DAYBOOK_WORKFLOWS_CLIENT_SECRET")?,

@@ -185,19 +185,26 @@ impl TopUps {
 // What the log says.
 
 impl TopUps {
+    /// Whether events of a type say anything about top-ups.
+    pub(crate) fn concerns(event_type: &str) -> bool {
+        matches!(
+            event_type,
+            "TransactionRequested"
+                | "TransactionSettled"
+                | "TransactionFailed"
+                | "TransactionExpired"
+                | "WalletUnfrozen"
+        )
+    }
+
     /// Writes what a page of the log says about top-ups. True when a step may have fallen due.
     pub(crate) async fn take_page(&self, tx: &mut PgConnection, page: &[Arc<Commit>]) -> anyhow::Result<bool> {
         let mut requested = Vec::new();
         let mut ended = Vec::new();
         let mut unfrozen = Vec::new();
         for event in page.iter().flat_map(|commit| &commit.events) {
-            match event.event_type.as_str() {
-                "TransactionRequested"
-                | "TransactionSettled"
-                | "TransactionFailed"
-                | "TransactionExpired"
-                | "WalletUnfrozen" => {}
-                _ => continue,
+            if !Self::concerns(&event.event_type) {
+                continue;
             }
             let (id, what) = match event.read()? {
                 Event::Transaction(id, what) => (id, what),

@@ -231,10 +231,10 @@ async fn a_checkpoint_that_is_not_in_the_log_ends_the_following() {
 #[tokio::test]
 async fn a_backlog_comes_in_pages_of_bounded_size() {
     let mut ledger = Ledger::open().await;
-    for _ in 0..30 {
+    for _ in 0..60 {
         ledger.append(90, 10).await;
     }
-    let last = ledger.append(1_500, 10).await; // one commit beyond the bound comes alone
+    let last = ledger.append(6_000, 10).await; // one commit beyond the bound comes alone
     let mut follow = Follow::start(ledger.log().await, ledger.settings.clone(), 0).await;
     let mut pages = Vec::new();
     let mut seen = 0;
@@ -243,7 +243,7 @@ async fn a_backlog_comes_in_pages_of_bounded_size() {
         seen = page.last().unwrap().number;
         pages.push(page.iter().map(|commit| commit.events.len()).sum::<usize>());
     }
-    assert_eq!(pages, [990, 990, 720, 1_500]);
+    assert_eq!(pages, [4_950, 450, 6_000]);
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ impl Ledger {
         let writer = Writer::new(url).unwrap();
         let log = Log::new(event_store::connect(url, "daybook_reader", 1).await.unwrap());
         let head = log.head().await.unwrap();
-        let settings = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned() };
+        let settings = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned(), beside: None };
         Self { url: url.to_owned(), nats_url: nats_url.to_owned(), settings, writer, head }
     }
 

@@ -67,7 +67,7 @@ impl System {
     /// On a migrated database and a stream that nobody else uses; without the projecting task.
     pub(crate) async fn on(database_url: &str, nats_url: &str, stream: String) -> Self {
         let database_url = database_url.to_owned();
-        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream };
+        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream, beside: None };
         let ledger = Ledger::start(&database_url, ledger_engine::Settings::default()).await.unwrap();
         let access = Access::connect(&database_url, seal()).await.unwrap();
         let shutdown = Shutdown::new();

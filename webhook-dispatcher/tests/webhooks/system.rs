@@ -72,7 +72,7 @@ impl System {
 
     /// On a migrated database and a stream that nobody else uses; without the dispatcher's tasks.
     pub(crate) async fn on(database_url: &str, nats_url: &str, stream: String, schedule: &'static str) -> Self {
-        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream };
+        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream, beside: None };
         let ledger = Ledger::start(database_url, ledger_engine::Settings::default()).await.expect("the ledger starts");
         let access = Access::connect(database_url, seal()).await.expect("the schema access is there");
         let shutdown = Shutdown::new();

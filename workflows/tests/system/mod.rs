@@ -108,7 +108,7 @@ impl System {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error says that there is one already
         let all = Shutdown::new();
         let log = Log::new(event_store::connect(url, "daybook_reader", 2).await.unwrap());
-        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned() };
+        let feed = FeedSettings { nats_url: Some(nats_url.to_owned()), stream: stream.to_owned(), beside: None };
         tokio::spawn(relay::run(log.clone(), feed.clone(), all.clone()));
 
         let (bank, bank_url) = listen().await;

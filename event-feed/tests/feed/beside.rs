@@ -1,0 +1,87 @@
+//! Relay and followers in one process: commits are handed over, and nothing depends on it.
+
+use event_feed::{Follow, Log};
+
+use crate::ledger::{Follower, Ledger};
+use crate::proxy::Proxy;
+
+#[tokio::test]
+async fn a_follower_beside_the_relay_gets_what_the_relay_has_read() {
+    let mut ledger = Ledger::open().await;
+    ledger.settings = ledger.settings.clone().in_one_process();
+    let relay = ledger.relay().await;
+    ledger.stream_where("there is a stream", |_| true).await;
+    let before = ledger.append_many(20).await;
+    ledger.stream_where("the relay works", |info| info.state.last_sequence == 20).await;
+    let postgres = Proxy::before(&ledger.url).await;
+    let log = Log::new(event_store::connect(&postgres.url(&ledger.url), "daybook_reader", 1).await.unwrap());
+    let mut follower = Follower::start(log, ledger.settings.clone(), 0).await;
+    follower.has(before).await;
+
+    // More than a message on the bus may carry, and more of it than Postgres tells the follower.
+    let carried = postgres.carried();
+    for _ in 0..20 {
+        let number = ledger.append(3, 100_000).await;
+        follower.has(number).await;
+    }
+    let carried = postgres.carried() - carried;
+    assert!(carried < 1_000_000, "{carried} bytes were read in Postgres");
+    ledger.stream_where("nobody listens on the bus", |info| info.state.consumer_count == 0).await;
+    let all = follower.has(ledger.head.commit).await;
+    let log = ledger.log().await.commits_after(0, 1_000).await.unwrap();
+    assert!(all.iter().take(log.len()).map(|commit| &**commit).eq(&log), "what was followed is what the log holds");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn when_the_relay_beside_it_ends_a_follower_goes_on_with_the_bus() {
+    let mut ledger = Ledger::open().await;
+    let apart = ledger.settings.clone();
+    let together = apart.clone().in_one_process();
+    ledger.settings = together.clone();
+    let relay = ledger.relay().await;
+    let mut follower = ledger.follow(0).await;
+    let number = ledger.append_many(10).await;
+    follower.has(number).await;
+    relay.stop().await;
+    let number = ledger.append_many(10).await;
+    follower.has(number).await;
+    // Another process' relay: of it only the bus tells.
+    ledger.settings = apart;
+    let other = ledger.relay().await;
+    ledger.stream_where("the follower listens", |info| info.state.consumer_count == 1).await;
+    let number = ledger.append_many(10).await;
+    follower.has(number).await;
+    other.stop().await;
+    ledger.settings = together;
+    let relay = ledger.relay().await;
+    let number = ledger.append_many(10).await;
+    follower.has(number).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_follower_that_is_slower_than_what_is_kept_for_it_reads_the_log() {
+    let mut ledger = Ledger::open().await;
+    ledger.settings = ledger.settings.clone().in_one_process();
+    let relay = ledger.relay().await;
+    ledger.stream_where("there is a stream", |_| true).await;
+    let first = ledger.append_many(1).await;
+    ledger.stream_where("the relay works", |info| info.state.last_sequence == 1).await;
+    let mut follow = Follow::start(ledger.log().await, ledger.settings.clone(), 0).await;
+    let page = follow.next().await.unwrap();
+    assert_eq!(page.last().unwrap().number, first);
+    for _ in 0..24 {
+        ledger.append(8, 100_000).await; // 19 MB in all
+    }
+    let head = u64::try_from(ledger.head.commit).unwrap();
+    ledger.stream_where("all is relayed", |info| info.state.last_sequence == head).await;
+    let mut last = first;
+    while last < ledger.head.commit {
+        for commit in follow.next().await.unwrap() {
+            assert_eq!((commit.number, commit.events.len()), (last + 1, 8));
+            last = commit.number;
+        }
+    }
+    relay.stop().await;
+}
