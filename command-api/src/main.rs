@@ -10,6 +10,10 @@ use command_api::{Commands, Settings};
 use ledger_engine::Ledger;
 use tokio::net::TcpListener;
 
+/// Most of what is allocated lives as long as one request, which libc's `malloc` is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Takes commands over HTTP and writes them to the ledger.
 #[derive(Parser)]
 #[command(name = "command-api", version)]
