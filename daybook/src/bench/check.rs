@@ -98,7 +98,7 @@ pub(crate) async fn compare(
         if *told == Told::Nothing {
             continue;
         }
-        let times = executed.get(&api_contract::key_hash(client, &key(number))).copied().unwrap_or(0);
+        let times = executed.get(&api_contract::key_hash(client, key(number))).copied().unwrap_or(0);
         let count = match (told, times) {
             (_, 2..) => &mut verdict.executed_twice,
             (Told::Accepted, 1) => &mut verdict.accepted_and_executed_once,

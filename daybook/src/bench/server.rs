@@ -174,11 +174,11 @@ impl Server {
         self.post(&partner.token, "/v1/transactions/batch", key, &body, out);
     }
 
-    /// Transfers in batches until the log has about so many events, and where it then ends.
+    /// Transfers in batches until the log has so many events, or a few more. Where it then ends.
     pub(crate) async fn fill(&self, events: i64, seed: u64) -> anyhow::Result<i64> {
         let head = super::check::head(&self.database_url).await?;
         let (size, connections) = FILLING;
-        let batches = u64::try_from(events - head).unwrap_or(0) / u64::try_from(size)?;
+        let batches = u64::try_from(events - head).unwrap_or(0).div_ceil(u64::try_from(size)?);
         let mut random = Random::new(seed);
         let load = Load { address: self.address, connections, pace: Pace::Closed, extent: Extent::Count(batches) };
         let mut failure = None;

@@ -6,6 +6,7 @@
 //! A *stall* is a second with an answer that took longer than 50 ms; beside it stands what went on in that second. That
 //! is coincidence, not cause.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -104,11 +105,12 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let over_time: Vec<_> = memory.iter().step_by(step).chain([&end]).map(ToString::to_string).collect();
     figure.notes.push(format!("RSS over time, MiB: {}", over_time.join(", ")));
     figure.notes.push(format!("{} of {seconds} seconds had an answer slower than 50 ms", stalls.len()));
+    figure.notes.extend(common(&samples, &stalls));
     let mut longest: Vec<_> = stalls.iter().collect();
     longest.sort_by_key(|stall| std::cmp::Reverse(stall.took));
     longest.truncate(SHOWN);
     figure.notes.extend(longest.iter().map(|stall| stall.to_string()));
-    figure.details = Some(json!({ "perSecond": per_second, "rssMib": memory, "stalls": stalls }));
+    figure.details = Some(json!({ "dueEachSecond": per_second, "rssMib": memory, "stalls": stalls }));
     figures.push(figure);
     ensure!(done == sent.requests, "not every transfer was granted: {}", tally.statuses());
     server.stop().await
@@ -154,20 +156,36 @@ fn stalls(slowest: &[Duration], samples: &[Sample]) -> Vec<Stall> {
     let slow = slowest.iter().enumerate().filter(|(_, took)| STALL < **took);
     let beside = |second: usize| {
         // A long wait may have begun in one second and shown in the next.
-        let near = samples.iter().filter(|sample| sample.second <= second && second <= sample.second + 1);
-        let mut beside: Vec<String> = near.flat_map(|sample| sample.beside.iter().cloned()).collect();
-        beside.sort();
-        beside.dedup();
-        beside
+        let near = || samples.iter().filter(|sample| sample.second <= second && second <= sample.second + 1);
+        let mut beside: BTreeSet<String> = near().flat_map(|sample| sample.beside.iter().cloned()).collect();
+        let unwritten = near().map(|sample| sample.unwritten_mib).max().unwrap_or(0);
+        if UNWRITTEN_MIB < unwritten {
+            beside.insert(format!("the kernel has {unwritten} MiB to write"));
+        }
+        let others = near().map(|sample| sample.others_cores).fold(0.0, f64::max);
+        if OTHERS_CORES < others {
+            beside.insert(format!("others take {others:.1} cores"));
+        }
+        beside.into_iter().collect()
     };
     slow.map(|(second, took)| Stall { second, took: *took, beside: beside(second) }).collect()
 }
 
-/// What was seen at the end of a second.
+/// How often each thing was seen at all, and how often near a stall: what always goes on explains nothing.
+fn common(samples: &[Sample], stalls: &[Stall]) -> Vec<String> {
+    let kinds: BTreeSet<&String> = samples.iter().flat_map(|sample| &sample.beside).collect();
+    let seen = |kind: &String| samples.iter().filter(|sample| sample.beside.contains(kind)).count();
+    let near = |kind: &String| stalls.iter().filter(|stall| stall.beside.contains(kind)).count();
+    kinds.into_iter().map(|kind| format!("{kind}: in {} seconds, near {} stalls", seen(kind), near(kind))).collect()
+}
+
+/// What was seen in a second.
 struct Sample {
     second: usize,
     rss_mib: u64,
-    beside: Vec<String>,
+    unwritten_mib: u64,
+    others_cores: f64,
+    beside: BTreeSet<String>,
 }
 
 /// Looks four times a second, from a thread of its own.
@@ -205,28 +223,24 @@ async fn watch(database_url: &str, pid: u32, over: &AtomicBool) -> anyhow::Resul
     let begun = Instant::now();
     let mut samples: Vec<Sample> = Vec::new();
     let mut before = Postgres::look(&mut connection).await?;
-    let (mut ticks, mut ticked) = (Ticks::read(pid), Instant::now());
+    let (mut ticks, mut ticked, mut others_cores) = (Ticks::read(pid), Instant::now(), 0.0);
     while !over.load(Ordering::Relaxed) {
         tokio::time::sleep(LOOK).await;
         let now = Postgres::look(&mut connection).await?;
         let second = usize::try_from(begun.elapsed().as_secs())?;
         let mut beside = now.since(&before);
         before = now;
-        let unwritten = unwritten_mib();
-        if UNWRITTEN_MIB < unwritten {
-            beside.push(format!("the kernel has {unwritten} MiB to write"));
-        }
         if Duration::from_secs(1) <= ticked.elapsed() {
             let now = Ticks::read(pid);
-            let others = now.of_others_since(&ticks, ticked.elapsed());
-            if OTHERS_CORES < others {
-                beside.push(format!("others took {others:.1} cores"));
-            }
+            others_cores = now.of_others_since(&ticks, ticked.elapsed());
             (ticks, ticked) = (now, Instant::now());
         }
-        match samples.last_mut().filter(|last| last.second == second) {
-            Some(last) => last.beside.extend(beside),
-            None => samples.push(Sample { second, rss_mib: rss_mib(pid), beside }),
+        if samples.last().is_none_or(|last| last.second != second) {
+            let (rss_mib, unwritten_mib) = (rss_mib(pid), unwritten_mib());
+            samples.push(Sample { second, rss_mib, unwritten_mib, others_cores, beside: BTreeSet::new() });
+        }
+        if let Some(sample) = samples.last_mut() {
+            sample.beside.append(&mut beside);
         }
     }
     connection.close().await?;
@@ -271,16 +285,13 @@ impl Postgres {
         Ok(Self { checkpoints, buffers, snapshot, vacuums, writing_snapshot: !others.is_empty() })
     }
 
-    fn since(&self, before: &Self) -> Vec<String> {
-        let mut beside = self.vacuums.clone();
-        if before.checkpoints < self.checkpoints {
-            beside.push("a checkpoint was counted".to_owned());
-        }
-        if before.buffers < self.buffers {
-            beside.push("a checkpoint writes".to_owned());
+    fn since(&self, before: &Self) -> BTreeSet<String> {
+        let mut beside: BTreeSet<String> = self.vacuums.iter().cloned().collect();
+        if before.checkpoints < self.checkpoints || before.buffers < self.buffers {
+            beside.insert("a checkpoint".to_owned());
         }
         if before.snapshot < self.snapshot || self.writing_snapshot {
-            beside.push("the book's snapshot is written".to_owned());
+            beside.insert("the book's snapshot".to_owned());
         }
         beside
     }
