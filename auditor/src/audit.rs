@@ -2,7 +2,7 @@
 
 use crate::check::Check;
 use crate::report::Report;
-use crate::rows::Rows;
+use crate::rows::{Next, Rows};
 use crate::views::Views;
 
 /// Re-derives everything in the database and compares. `Err` means that it could not be read; what is wrong with
@@ -15,30 +15,32 @@ pub async fn audit(database_url: &str, mut progress: impl FnMut(i64, i64)) -> an
     if rows.ledger.is_none() {
         check.findings.add(0, Some(0), "genesis", "the ledger has no id");
     }
-    let mut next = rows.next_commit().await?;
-    match &next {
-        Some(commit) if commit.number <= 0 => {
-            check.genesis(commit);
-            next = rows.next_commit().await?;
+    let mut begun = false;
+    let mut reading = rows.read();
+    while let Some(page) = reading.next().await {
+        for next in page {
+            let genesis = !std::mem::replace(&mut begun, true);
+            match next {
+                Next::Commit(commit) if genesis && commit.number <= 0 => check.genesis(&commit),
+                next => {
+                    if genesis {
+                        check.findings.add(0, Some(0), "genesis", "commit 0 is missing");
+                    }
+                    match next {
+                        Next::Event(event) => check.event(&event)?,
+                        Next::Commit(commit) => {
+                            check.commit(&commit);
+                            views.reached(check.position, &check.fold);
+                        }
+                    }
+                }
+            }
         }
-        _ => check.findings.add(0, Some(0), "genesis", "commit 0 is missing"),
+        progress(check.position, head);
     }
-    let mut shown = 0_i64;
-    while let Some(commit) = next {
-        while let Some(event) = rows.next_event(commit.last).await? {
-            check.event(&event)?;
-        }
-        check.commit(&commit);
-        views.reached(check.position, &check.fold);
-        if 1_000 <= check.position.saturating_sub(shown) {
-            shown = check.position;
-            progress(shown, head);
-        }
-        next = rows.next_commit().await?;
-    }
-    // What lies behind the last commit is in no commit.
-    while let Some(event) = rows.next_event(i64::MAX).await? {
-        check.event(&event)?;
+    let mut rows = reading.end().await?;
+    if !begun {
+        check.findings.add(0, Some(0), "genesis", "commit 0 is missing");
     }
     progress(head, head);
     let compared = views.compare(rows.connection(), &check.fold, &mut check.findings).await?;

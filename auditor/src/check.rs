@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::fold::Fold;
 use crate::hash::{Hash, Tree, chain, genesis, hex, leaf};
 use crate::once::Once;
+use crate::payload::FlatObject;
 use crate::record::{StoredCommit, StoredEvent};
 use crate::report::{Findings, Report, ViewsChecked};
 
@@ -70,7 +71,7 @@ impl Check {
             let detail = format!("{} is written where the content gives {}", hex(&event.leaf_hash), hex(&own));
             self.wrong(event, "leaf", detail);
         }
-        if serde_json::from_str::<std::collections::BTreeMap<String, String>>(&event.metadata).is_err() {
+        if serde_json::from_str::<FlatObject>(&event.metadata).is_err() {
             self.wrong(event, "metadata", "not a flat object of strings");
         }
         if let Some(stream) = self.fold.event(event, &mut self.findings) {

@@ -18,7 +18,7 @@ use crate::views::{Postings, Tally};
 #[derive(Default)]
 pub(crate) struct Fold {
     pub(crate) state: State,
-    pending: HashMap<Uuid, Instruction>,
+    pending: HashMap<Uuid, Instruction<'static>>,
     system: HashSet<(Kind, Currency)>,
 }
 
@@ -125,7 +125,7 @@ impl Fold {
         if event.event_version != "1.0.0" {
             here.wrong("event-type", format!("version {:?} is not known here", event.event_version));
         }
-        let payload: Payload = match serde_json::from_str(&event.payload) {
+        let payload: Payload<'_> = match serde_json::from_str(&event.payload) {
             Ok(payload) => payload,
             Err(error) => {
                 here.wrong("payload", format!("cannot be read: {error}"));
@@ -250,7 +250,7 @@ impl Fold {
         totals
     }
 
-    fn open(&mut self, mut here: Here<'_>, id: Uuid, opened: &WalletOpened) {
+    fn open(&mut self, mut here: Here<'_>, id: Uuid, opened: &WalletOpened<'_>) {
         let name = here.event.aggregate_id.clone();
         if self.state.wallets.contains_key(&id) {
             here.wrong("wallet-life", format!("{name} is opened again"));
@@ -298,7 +298,7 @@ impl Fold {
         self.state.changed(id, here.event.position);
     }
 
-    fn change(&mut self, mut here: Here<'_>, id: Uuid, changed: &WalletChanged, to: Status) {
+    fn change(&mut self, mut here: Here<'_>, id: Uuid, changed: &WalletChanged<'_>, to: Status) {
         let name = here.event.aggregate_id.clone();
         let Some(wallet) = self.state.wallets.get_mut(&id) else {
             here.wrong("wallet-life", format!("{name} was never opened"));
@@ -326,7 +326,7 @@ impl Fold {
     }
 
     /// Takes the entries of one event in: balanced, in one currency, between wallets that may be used.
-    fn enter(&mut self, here: &mut Here<'_>, code: &str, entries: &[Entry], may_be_backdated: bool) {
+    fn enter(&mut self, here: &mut Here<'_>, code: &str, entries: &[Entry<'_>], may_be_backdated: bool) {
         let Some(currency) = Currency::read(code) else {
             here.wrong("currency", format!("{code:?} is not a currency"));
             return;
@@ -380,7 +380,7 @@ impl Fold {
         }
     }
 
-    fn request(&mut self, mut here: Here<'_>, id: Uuid, instruction: Instruction) {
+    fn request(&mut self, mut here: Here<'_>, id: Uuid, instruction: Instruction<'_>) {
         if Currency::read(&instruction.currency).and_then(|it| it.amount(&instruction.amount)).is_none() {
             let Instruction { amount, currency, .. } = &instruction;
             here.wrong("amount", format!("{amount:?} is not an amount of {currency:?}"));
@@ -399,11 +399,17 @@ impl Fold {
         }
         self.state.stands("PENDING");
         self.state.begins(&instruction, here.event.position, false);
-        self.pending.insert(id, instruction);
+        self.pending.insert(id, instruction.into_owned());
     }
 
     /// Ends what is pending; what never began, or has ended, cannot end.
-    fn end(&mut self, here: &mut Here<'_>, id: Uuid, wallet_id: &str, status: &'static str) -> Option<Instruction> {
+    fn end(
+        &mut self,
+        here: &mut Here<'_>,
+        id: Uuid,
+        wallet_id: &str,
+        status: &'static str,
+    ) -> Option<Instruction<'static>> {
         let Some(instruction) = self.pending.remove(&id) else {
             here.wrong("transaction-life", format!("{} ends and was not pending", here.event.aggregate_id));
             return None;
@@ -444,7 +450,7 @@ impl State {
     }
 
     /// A transaction begins, done or not: everybody who may look for it finds it here.
-    fn begins(&mut self, instruction: &Instruction, position: i64, is_done: bool) {
+    fn begins(&mut self, instruction: &Instruction<'_>, position: i64, is_done: bool) {
         let partner = instruction.partner_id.as_deref().and_then(|partner| record::id("par_", partner));
         for owner in [Some(Uuid::nil()), partner].into_iter().flatten() {
             self.postings.add(owner, position);
@@ -506,7 +512,7 @@ impl Kind {
 }
 
 /// Whether the entries do what was asked for: this amount, at this wallet, in this direction.
-fn as_instructed(here: &mut Here<'_>, instruction: &Instruction, entries: &[Entry]) {
+fn as_instructed(here: &mut Here<'_>, instruction: &Instruction<'_>, entries: &[Entry<'_>]) {
     let of_wallet = match instruction.kind {
         InstructionKind::Transfer => Some(Direction::Debit),
         InstructionKind::Adjustment => instruction.direction,

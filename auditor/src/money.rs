@@ -6,8 +6,11 @@ use rust_decimal::Decimal;
 const LIMIT: Decimal = Decimal::from_parts(0xA764_0000, 0x0DE0_B6B3, 0, false, 0);
 
 /// The minor digits of ISO 4217 that are not two.
-const NO_DIGITS: &str = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF";
-const THREE_DIGITS: &str = "BHD IQD JOD KWD LYD OMR TND";
+const NO_DIGITS: [&[u8; 3]; 16] = [
+    b"BIF", b"CLP", b"DJF", b"GNF", b"ISK", b"JPY", b"KMF", b"KRW", b"PYG", b"RWF", b"UGX", b"VND", b"VUV", b"XAF",
+    b"XOF", b"XPF",
+];
+const THREE_DIGITS: [&[u8; 3]; 7] = [b"BHD", b"IQD", b"JOD", b"KWD", b"LYD", b"OMR", b"TND"];
 
 /// A currency's three letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,11 +27,10 @@ impl Currency {
     }
 
     fn digits(&self) -> usize {
-        let among = |codes: &str| codes.split(' ').any(|code| code == self.code());
-        match () {
-            () if among(NO_DIGITS) => 0,
-            () if among(THREE_DIGITS) => 3,
-            () => 2,
+        match &self.0 {
+            code if NO_DIGITS.contains(&code) => 0,
+            code if THREE_DIGITS.contains(&code) => 3,
+            _ => 2,
         }
     }
 

@@ -1,38 +1,45 @@
 //! What an event says, as far as an auditor cares. Read from the stored text; names are those of the log.
 //!
 //! A payload is an object with one key, the event's type. A type that is not here is a finding, not something
-//! to skip: it may move money.
+//! to skip: it may move money. Texts stay where they stand, unless they are written with escapes.
 
-use serde::Deserialize;
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Deserialize)]
-pub(crate) enum Payload {
+pub(crate) enum Payload<'a> {
     PartnerRegistered {},
     PartnerSuspended {},
     PartnerResumed {},
     PartnerSecretRotated {},
-    WalletOpened(WalletOpened),
-    WalletFrozen(WalletChanged),
-    WalletUnfrozen(WalletChanged),
-    WalletClosed(WalletChanged),
-    TransactionPosted(TransactionPosted),
-    TransactionRequested(TransactionRequested),
-    TransactionSettled(TransactionSettled),
-    TransactionFailed(TransactionEnded),
-    TransactionExpired(TransactionEnded),
-    TransactionDeclined(TransactionRequested),
+    WalletOpened(#[serde(borrow)] WalletOpened<'a>),
+    WalletFrozen(#[serde(borrow)] WalletChanged<'a>),
+    WalletUnfrozen(#[serde(borrow)] WalletChanged<'a>),
+    WalletClosed(#[serde(borrow)] WalletChanged<'a>),
+    TransactionPosted(#[serde(borrow)] TransactionPosted<'a>),
+    TransactionRequested(#[serde(borrow)] TransactionRequested<'a>),
+    TransactionSettled(#[serde(borrow)] TransactionSettled<'a>),
+    TransactionFailed(#[serde(borrow)] TransactionEnded<'a>),
+    TransactionExpired(#[serde(borrow)] TransactionEnded<'a>),
+    TransactionDeclined(#[serde(borrow)] TransactionRequested<'a>),
     CommandDeclined {},
     BatchDeclined {},
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct WalletOpened {
+pub(crate) struct WalletOpened<'a> {
     pub(crate) kind: Kind,
-    pub(crate) partner_id: Option<String>,
-    pub(crate) currency: String,
+    #[serde(borrow)]
+    pub(crate) partner_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(crate) currency: Cow<'a, str>,
     pub(crate) wallet_version: i64,
-    pub(crate) balance_after: String,
+    #[serde(borrow)]
+    pub(crate) balance_after: Cow<'a, str>,
 }
 
 /// What a wallet is for.
@@ -47,50 +54,66 @@ pub(crate) enum Kind {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct WalletChanged {
+pub(crate) struct WalletChanged<'a> {
     pub(crate) wallet_version: i64,
-    pub(crate) balance_after: String,
+    #[serde(borrow)]
+    pub(crate) balance_after: Cow<'a, str>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct TransactionPosted {
-    pub(crate) instruction: Instruction,
-    pub(crate) entries: Vec<Entry>,
+pub(crate) struct TransactionPosted<'a> {
+    #[serde(borrow)]
+    pub(crate) instruction: Instruction<'a>,
+    #[serde(borrow)]
+    pub(crate) entries: Vec<Entry<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct TransactionRequested {
-    pub(crate) instruction: Instruction,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct TransactionSettled {
-    pub(crate) wallet_id: String,
-    pub(crate) currency: String,
-    pub(crate) entries: Vec<Entry>,
+pub(crate) struct TransactionRequested<'a> {
+    #[serde(borrow)]
+    pub(crate) instruction: Instruction<'a>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct TransactionEnded {
-    pub(crate) wallet_id: String,
+pub(crate) struct TransactionSettled<'a> {
+    #[serde(borrow)]
+    pub(crate) wallet_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) currency: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) entries: Vec<Entry<'a>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Instruction {
+pub(crate) struct TransactionEnded<'a> {
+    #[serde(borrow)]
+    pub(crate) wallet_id: Cow<'a, str>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Instruction<'a> {
     #[serde(rename = "type")]
     pub(crate) kind: InstructionKind,
-    pub(crate) partner_id: Option<String>,
-    pub(crate) user_id: Option<String>,
-    pub(crate) wallet_id: String,
-    pub(crate) to_wallet_id: Option<String>,
+    #[serde(borrow)]
+    pub(crate) partner_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(crate) user_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(crate) wallet_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) to_wallet_id: Option<Cow<'a, str>>,
     pub(crate) direction: Option<Direction>,
-    pub(crate) amount: String,
-    pub(crate) currency: String,
-    pub(crate) reference: Option<String>,
-    pub(crate) effective_at: Option<String>,
+    #[serde(borrow)]
+    pub(crate) amount: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) currency: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) reference: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(crate) effective_at: Option<Cow<'a, str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -103,11 +126,14 @@ pub(crate) enum InstructionKind {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Entry {
-    pub(crate) wallet_id: String,
+pub(crate) struct Entry<'a> {
+    #[serde(borrow)]
+    pub(crate) wallet_id: Cow<'a, str>,
     pub(crate) direction: Direction,
-    pub(crate) amount: String,
-    pub(crate) balance_after: String,
+    #[serde(borrow)]
+    pub(crate) amount: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) balance_after: Cow<'a, str>,
     pub(crate) wallet_version: i64,
 }
 
@@ -129,7 +155,26 @@ impl Kind {
     }
 }
 
-impl Payload {
+impl Instruction<'_> {
+    /// To be kept.
+    pub(crate) fn into_owned(self) -> Instruction<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Instruction {
+            kind: self.kind,
+            partner_id: self.partner_id.map(owned),
+            user_id: self.user_id.map(owned),
+            wallet_id: owned(self.wallet_id),
+            to_wallet_id: self.to_wallet_id.map(owned),
+            direction: self.direction,
+            amount: owned(self.amount),
+            currency: owned(self.currency),
+            reference: self.reference.map(owned),
+            effective_at: self.effective_at.map(owned),
+        }
+    }
+}
+
+impl Payload<'_> {
     /// The payload's only key.
     pub(crate) const fn event_type(&self) -> &'static str {
         match self {
@@ -150,5 +195,47 @@ impl Payload {
             Self::CommandDeclined {} => "CommandDeclined",
             Self::BatchDeclined {} => "BatchDeclined",
         }
+    }
+}
+
+/// An object whose values are strings, whatever they say.
+pub(crate) struct FlatObject;
+
+impl<'de> Deserialize<'de> for FlatObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FlatObject)
+    }
+}
+
+impl<'de> Visitor<'de> for FlatObject {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        while map.next_entry::<AnyText, AnyText>()?.is_some() {}
+        Ok(Self)
+    }
+}
+
+struct AnyText;
+
+impl<'de> Deserialize<'de> for AnyText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(AnyText)
+    }
+}
+
+impl Visitor<'_> for AnyText {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(Self)
     }
 }
