@@ -160,6 +160,11 @@ impl Command {
         }
     }
 
+    /// Whether the book holds more things afterwards than the command looks at.
+    pub fn adds_to_book(&self) -> bool {
+        matches!(self.action, Action::RegisterPartner { .. } | Action::OpenWallet { .. } | Action::RequestTopUp { .. })
+    }
+
     /// About how many bytes of memory the command holds on to: what a bound on waiting commands counts.
     pub fn bytes(&self) -> usize {
         let texts = |texts: &[&str]| texts.iter().map(|text| text.len()).sum::<usize>();

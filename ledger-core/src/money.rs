@@ -305,7 +305,7 @@ mod tests {
 
         #[test]
         fn money_is_written_as_it_is_printed(mantissa in any::<i64>(), small in -1_000i128..1_000, scale in 0u32..=20) {
-            for mantissa in [i128::from(mantissa), i128::from(mantissa) * 1_000_000, small] {
+            for mantissa in [i128::from(mantissa), i128::from(mantissa).saturating_mul(1_000_000), small] {
                 let balance = Balance(Decimal::from_i128_with_scale(mantissa, scale));
                 prop_assert_eq!(serde_json::to_value(balance).unwrap(), balance.to_string());
             }

@@ -9,9 +9,13 @@
 //! identical commit until its fate is known, whatever else goes wrong). After any of them the book is taken back to
 //! what the log has, and the commands are decided again with the turn to append held, when nobody can come between.
 
+#![expect(clippy::vec_box, reason = "jobs are large, and change hands often")]
+
 use std::collections::VecDeque;
+use std::future::{poll_fn, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use event_store::{AppendError, Commit, EventRow, Head, Log, SnapshotError, Snapshots, StoreError, Writer, within};
@@ -49,8 +53,8 @@ const KEYS_TAKEN_MAX: u32 = 3;
 /// Batches that may be on their way at once.
 const SENT_MAX: usize = 2;
 
-/// So many decisions make it worth while to send a batch before the one that it follows is through.
-const AHEAD_MIN: usize = 48;
+/// Decisions, about, after which it is looked whether an append has ended.
+const AT_A_TIME: usize = 32;
 
 /// How long a batch may take to fail once the one that it follows has failed. It cannot come in any more; but as long as
 /// the server is at it, its keys are in the way.
@@ -207,11 +211,13 @@ impl Engine {
         let mut more = true;
         loop {
             METRICS.oldest(self.oldest());
-            self.send().await?;
+            if self.is_gathered(commands.is_empty()) {
+                self.send().await?;
+            }
             self.load_cold();
             self.start_snapshot();
             self.show();
-            let mut room = self.room();
+            let mut room = self.room().min(AT_A_TIME);
             let idle = self.sent.is_empty() && self.loading.is_none() && self.snapshot.writing.is_none();
             if !more && idle && self.cold.is_empty() {
                 return Ok(());
@@ -220,7 +226,12 @@ impl Engine {
                 biased;
                 ended = ended(self.sent.front_mut().map(|sent| &mut sent.append)) => {
                     METRICS.now(Doing::Deciding);
-                    self.appended(ended).await?;
+                    if let Some((closed, commit)) = self.appended(ended).await? {
+                        // The database need not wait until all are told.
+                        let sent = if self.is_gathered(commands.is_empty()) { self.send().await } else { Ok(()) };
+                        closed.answer(Some(commit));
+                        sent?;
+                    }
                 }
                 loaded = ended(self.loading.as_mut()) => {
                     METRICS.now(Doing::Deciding);
@@ -271,6 +282,12 @@ impl Engine {
         [sent, open, first(&self.cold), self.loading_since, first(&self.gathered)].into_iter().flatten().min()
     }
 
+    /// Whether what is decided should go: what has come goes together, unless the database would have nothing to do.
+    fn is_gathered(&self, all: bool) -> bool {
+        let decided = self.open.as_ref().map_or(0, Batch::decisions);
+        all || self.room() == 0 || (self.sent.is_empty() && self.settings.ahead_min <= decided)
+    }
+
     /// How many more decisions may be taken up.
     fn room(&self) -> usize {
         let decided = self.open.as_ref().map_or(0, Batch::decisions);
@@ -280,13 +297,15 @@ impl Engine {
 
     /// Decides a command, or puts it where it waits for what it lacks.
     fn take(&mut self, job: Box<Job>) {
-        if self.contended {
+        // What waited aside has been given room.
+        let fits = !job.command.adds_to_book() || 0 < job.loads || !self.is_full();
+        if self.contended && fits {
             self.gathered.push(job);
             return;
         }
         let missing = self.book.missing(&job.command);
         let known = self.usage(&job);
-        if missing.is_empty() && !self.looks_up_key(&job, known) {
+        if fits && missing.is_empty() && !self.looks_up_key(&job, known) {
             self.decide(job, known);
             return;
         }
@@ -324,7 +343,7 @@ impl Engine {
     /// Sends the open batch if none is on its way, or if it is worth a commit of its own.
     async fn send(&mut self) -> Result<(), EngineError> {
         let ahead = !self.sent.is_empty();
-        let worth = |batch: &Batch| AHEAD_MIN <= batch.decisions() && !batch.writes_nothing();
+        let worth = |batch: &Batch| self.settings.ahead_min <= batch.decisions() && !batch.writes_nothing();
         if SENT_MAX <= self.sent.len() || (ahead && !self.open.as_ref().is_some_and(worth)) {
             return Ok(());
         }
@@ -353,7 +372,7 @@ impl Engine {
                 let head = commit.head();
                 let writer = self.writers.pop().expect("there is one for each batch that may be on its way");
                 let attempt = if ahead { Attempt::Ahead } else { Attempt::First };
-                let append = tokio::spawn(appending(writer, commit, attempt));
+                let append = begin(appending(writer, commit, attempt)).await;
                 self.sent.push_back(Sent { closed, head, at: Instant::now(), ahead, append });
                 Ok(())
             }
@@ -367,21 +386,21 @@ impl Engine {
     }
 
     /// The first of the batches on their way has arrived, or has not.
-    async fn appended(&mut self, (writer, commit, appended): Ended) -> Result<(), EngineError> {
+    async fn appended(&mut self, (writer, commit, appended): Ended) -> Result<Option<(Closed, Commit)>, EngineError> {
         let mut sent = self.sent.pop_front().expect("it was on its way");
         // What it follows is in the log by now. Whether an earlier attempt is still under way need not be known.
         if sent.ahead && matches!(appended, Err(Again::WentBack)) {
             sent.ahead = false;
-            sent.append = tokio::spawn(appending(writer, commit, Attempt::Another));
+            sent.append = begin(appending(writer, commit, Attempt::Another)).await;
             self.sent.push_front(sent);
-            return Ok(());
+            return Ok(None);
         }
         self.writers.push(writer);
         self.measured(sent.at, &appended);
         let again = match appended {
             Ok(()) => {
-                self.committed(commit, sent.closed);
-                return Ok(());
+                self.committed(&commit);
+                return Ok(Some((sent.closed, commit)));
             }
             Err(again) => again,
         };
@@ -408,7 +427,10 @@ impl Engine {
                 self.wary = WARY_BATCHES;
             }
         }
-        if jobs.is_empty() { Ok(()) } else { self.decide_in_turn(jobs).await }
+        if !jobs.is_empty() {
+            self.decide_in_turn(jobs).await?;
+        }
+        Ok(None)
     }
 
     /// The commands of a batch that follows one which is not in the log: the server refuses it, now or later.
@@ -435,8 +457,8 @@ impl Engine {
         self.appended_at = now;
     }
 
-    /// The log ends with this commit now; whoever it is about may know.
-    fn committed(&mut self, commit: Commit, closed: Closed) {
+    /// The log ends with this commit now; whoever it is about may know, and is told by the caller.
+    fn committed(&mut self, commit: &Commit) {
         self.head = commit.head();
         let upon = self.sent.front().map(|sent| sent.closed.before).or(self.open.as_ref().map(|open| open.before));
         self.book.keep(upon.unwrap_or_else(|| self.book.mark()));
@@ -444,7 +466,6 @@ impl Engine {
             self.keys.remember_event(&event.into());
         }
         self.wary = self.wary.saturating_sub(1);
-        closed.answer(Some(commit));
     }
 
     /// Brings commands to their end, whatever other engines do: takes the turn to append, reads what they have appended,
@@ -495,7 +516,8 @@ impl Engine {
             METRICS.now(Doing::Deciding);
             self.measured(began, &appended);
             let Err(again) = appended else {
-                self.committed(commit, closed);
+                self.committed(&commit);
+                closed.answer(Some(commit));
                 return Ok(());
             };
             self.book.take_back(closed.before);
@@ -561,12 +583,12 @@ impl Engine {
         }
         self.cold.retain(|job| !job.answer.is_closed());
         let mut room = self.settings.batch_max;
-        let fits = |job: &&Box<Job>| {
+        let fitting = self.cold.iter().take_while(|job| {
             let fits = 0 < room;
             room = room.saturating_sub(job.command.decisions());
             fits
-        };
-        let count = self.cold.iter().take_while(fits).count();
+        });
+        let count = fitting.count();
         let mut jobs: Vec<_> = self.cold.drain(..count).collect();
         jobs.iter_mut().for_each(|job| job.loads += 1);
         self.loading_since = jobs.first().map(|job| job.submitted);
@@ -724,7 +746,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether memory has no room for what waiting commands lack.
+    /// Whether memory has no room for what waiting commands lack or add.
     fn is_full(&self) -> bool {
         2 * self.settings.wallets_max <= self.book.fullest()
     }
@@ -796,6 +818,21 @@ enum Attempt {
 async fn appending(mut writer: Writer, commit: Commit, attempt: Attempt) -> Ended {
     let appended = append(&mut writer, &commit, attempt).await;
     (writer, commit, appended)
+}
+
+/// Begins at once, for a task that is only spawned waits until this one has nothing to do; goes on as a task.
+async fn begin<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let mut work = Box::pin(work);
+    let done = poll_fn(|context| {
+        Poll::Ready(match work.as_mut().poll(context) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
+        })
+    });
+    match done.await {
+        Some(done) => tokio::spawn(ready(done)),
+        None => tokio::spawn(work),
+    }
 }
 
 /// Appends, and does not come back before it is known what became of it; of one that was sent ahead, before it is known

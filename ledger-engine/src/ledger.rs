@@ -56,6 +56,8 @@ pub struct Settings {
     pub wait_expected_max: Duration,
     /// Decisions that go into one append; a batch command may bring it beyond that by its own.
     pub batch_max: usize,
+    /// Decisions that make it worth while to send a batch before the one that it follows is through.
+    pub ahead_min: usize,
     /// Idempotency keys kept in memory.
     pub keys_max: usize,
     /// Wallets kept in memory, about: those that changed since the last snapshot must stay, up to twice this.
@@ -76,6 +78,7 @@ impl Default for Settings {
             wait_max: Duration::from_secs(5),
             wait_expected_max: Duration::from_millis(250),
             batch_max: 1_024,
+            ahead_min: 48,
             keys_max: 200_000,
             wallets_max: 400_000,
             snapshot_every: 200_000,

@@ -56,6 +56,31 @@ async fn a_transaction_that_another_engine_ends_while_it_is_read_here_has_ended(
 }
 
 #[tokio::test]
+async fn a_start_folds_nothing_whose_hash_does_not_hold() {
+    let (world, ledger) = World::new().await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    let changed = ledger.execute(world.transfer(None, a, b, "4.00")).await.unwrap().position();
+    ledger.stop(PATIENCE).await;
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    let exchange = |from: &str, to: &str| {
+        format!(
+            "set session_replication_role = replica; -- the triggers rest
+             update ledger.events set payload = replace(payload::text, '{from}', '{to}')::json where position = {changed};
+             delete from ledger.book_wallets; delete from ledger.book_partners; delete from ledger.book_snapshot;
+             set session_replication_role = origin"
+        )
+    };
+    sqlx::raw_sql(&exchange("\"4.00\"", "\"5.00\"")).execute(&mut owner).await.unwrap();
+    let refused = Ledger::start(world.database.url(), Settings::default()).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("position {changed}")), "{refused}");
+
+    sqlx::raw_sql(&exchange("\"5.00\"", "\"4.00\"")).execute(&mut owner).await.unwrap();
+    let ledger = world.engine(Settings::default()).await;
+    ledger.execute(world.transfer(None, a, b, "6.00")).await.unwrap();
+    assert_eq!(world.balance(b).await, "10.00", "without a snapshot the log says it all");
+}
+
+#[tokio::test]
 async fn an_engine_left_on_an_abandoned_history_leaves_no_snapshot_of_it() {
     let (world, abandoned) = World::new().await;
     let (a, b) = (world.wallet(&abandoned, "10.00").await, world.wallet(&abandoned, "0").await);

@@ -76,6 +76,7 @@ struct Told {
 
 fn settings(random: &mut Random) -> Settings {
     Settings {
+        ahead_min: 1 + random.below(4),
         wallets_max: 3 + random.below(10),
         snapshot_every: 3 + random.below(30) as i64,
         keys_max: 1 + random.below(8),

@@ -192,6 +192,34 @@ async fn a_snapshot_that_cannot_be_written_holds_nobody_up() {
     .await;
 }
 
+#[tokio::test]
+async fn while_no_snapshot_can_be_written_no_more_wallets_are_opened_than_memory_has_room_for() {
+    let (world, first) = World::new().await;
+    drop(first);
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    let wait_max = Duration::from_millis(300);
+    let settings = Settings { wallets_max: 40, wait_max, ..small() };
+    let ledger = world.engine(settings).await;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    sqlx::raw_sql("revoke insert on ledger.book_wallets from daybook_ledger").execute(&mut owner).await.unwrap();
+    let mut refused = 0;
+    for _ in 0..100 {
+        match ledger.execute(world.opening()).await {
+            Ok(_) => assert_eq!(refused, 0, "there is no more room"),
+            Err(CommandError::Overloaded) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+        if refused == 3 {
+            break;
+        }
+    }
+    assert_eq!(refused, 3);
+    assert!(ledger.in_memory() <= 3 * 40, "{} things in memory", ledger.in_memory());
+    ledger.execute(world.transfer(None, a, b, "0.01")).await.expect("who adds nothing goes on");
+    sqlx::raw_sql("grant insert on ledger.book_wallets to daybook_ledger").execute(&mut owner).await.unwrap();
+    eventually("a snapshot and room", async || ledger.execute(world.opening()).await.is_ok()).await;
+}
+
 /// The figures of the promise: 300,000 wallets, room for 20,000.
 #[tokio::test]
 async fn three_hundred_thousand_wallets_are_served_with_room_for_twenty_thousand() {

@@ -52,6 +52,13 @@ impl World {
         wallet
     }
 
+    pub(crate) fn opening(&self) -> Command {
+        let wallet = WalletId::from_uuid(Uuid::now_v7());
+        let caller = Caller::Partner { partner: self.partner, user: None };
+        let action = Action::OpenWallet { wallet, user: "user-1".into(), currency: eur(), metadata: Metadata::new() };
+        command(None, caller, action)
+    }
+
     pub(crate) fn transfer(&self, key: Option<&str>, from: WalletId, to: WalletId, amount: &str) -> Command {
         let instruction = instruction(TransactionKind::Transfer, from, Some(to), None, amount);
         let transaction = TransactionId::from_uuid(Uuid::now_v7());
