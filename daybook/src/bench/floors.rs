@@ -116,3 +116,35 @@ impl std::fmt::Display for Floor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::figures::Parts;
+    use super::*;
+
+    #[test]
+    fn a_floor_on_a_ratio_is_judged_only_beside_a_yardstick() {
+        let told = |per_second| {
+            let mut figure = Figure::new("http", Parts::EngineAlone, "64 connections", 5_000, Duration::from_secs(1));
+            figure.floors.push(Floor::new(Measure::Ratio, 4.0));
+            let mut figures = [figure];
+            judge(&mut figures, Yardstick { per_second, bare_commit_millis: None });
+            figures[0].floors[0].to_string()
+        };
+        assert_eq!(told(None), "≥ 4× not judged");
+        assert_eq!(told(Some(1_000.0)), "≥ 4× met (5.00)");
+        assert_eq!(told(Some(2_000.0)), "≥ 4× MISSED (2.50)");
+    }
+
+    #[test]
+    fn what_may_not_be_passed_is_met_at_its_bound() {
+        let mut figure = Figure::new("start", Parts::EngineAlone, "", 1, Duration::from_secs(2));
+        figure.floors = [2.0, 2.5].map(|is| Floor::of(Measure::ReadySeconds, 2.0, is)).into();
+        let mut figures = [figure];
+        judge(&mut figures, Yardstick::default());
+        let met: Vec<_> = figures[0].floors.iter().map(Floor::met).collect();
+        assert_eq!(met, [Some(true), Some(false)]);
+    }
+}
