@@ -225,8 +225,7 @@ async fn converse(
     let socket = Socket::new(stream, limits.clone());
     let buffer = BUFFER_MIN.max(2 * limits.header_bytes.saturating_add(limits.uri_bytes));
     let conversation = socket.conversation();
-    let surroundings =
-        Arc::new(Surroundings { peer, router, limits, door, conversation, shutdown: shutdown.clone() });
+    let surroundings = Arc::new(Surroundings { peer, router, limits, door, conversation, shutdown: shutdown.clone() });
     let service = service_fn(move |request| {
         let countable = surroundings.conversation.handling();
         Box::pin(answer(request, surroundings.clone(), countable))
