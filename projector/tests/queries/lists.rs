@@ -138,3 +138,33 @@ async fn transactions_are_found_by_every_filter_and_refused_ones_are_among_them(
     assert_eq!(body["ledgerPosition"], moved.position());
     assert_eq!(body["entries"][1]["balanceAfter"], "1.00");
 }
+
+#[tokio::test]
+async fn lists_statements_and_balances_of_the_past_end_and_begin_anywhere_within_what_was_folded_at_once() {
+    let mut system = System::start().await;
+    let partner = system.partner().await;
+    let (from, to) = (system.wallet(&partner, "alice").await, system.wallet(&partner, "bob").await);
+    let mut begun = vec![transaction_of(&system.fund(&partner, from, "300.00").await).to_string()];
+    system.caught_up().await;
+    system.stop_projecting().await; // so that the next page has them all
+    let mut positions = Vec::new();
+    for _ in 0..230 {
+        let moved = system.transfer(&partner, from, to, "1.00").await;
+        begun.push(transaction_of(&moved).to_string());
+        positions.push(moved.position());
+    }
+    system.project();
+    system.caught_up().await;
+    begun.reverse();
+    for limit in [9, 100] {
+        assert_eq!(ids(&partner.all("/v1/transactions", limit).await), begun, "{limit}");
+        assert_eq!(ids(&partner.all(&format!("/v1/transactions?walletId={from}"), limit).await), begun, "{limit}");
+        let entries = partner.all(&format!("/v1/wallets/{to}/entries"), limit).await;
+        let shown: Vec<_> = entries.iter().map(|entry| entry["position"].as_i64().unwrap()).collect();
+        assert!(shown.iter().eq(positions.iter().rev()), "{limit}: {shown:?}");
+    }
+    for (moved, position) in (1..).zip(&positions).step_by(11) {
+        let balance = partner.get(&format!("/v1/wallets/{to}/balance?atPosition={position}")).await;
+        assert_eq!(balance["balance"], format!("{moved}.00"));
+    }
+}
