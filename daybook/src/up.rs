@@ -1,7 +1,8 @@
 //! `daybook up`: everything, on a private Postgres and NATS, behind one port.
 //!
 //! The services are the same code that their own binaries run, each with its own connections and its own role in
-//! Postgres, and they speak to each other as they do when they are apart: over NATS and HTTP.
+//! Postgres, and they speak to each other over HTTP as they do when they are apart. The relay publishes as it does then, and hands commits
+//! to the followers of this process.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
