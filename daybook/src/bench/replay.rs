@@ -95,9 +95,8 @@ async fn replay(url: &str) -> anyhow::Result<()> {
     let mut book = Book::default();
     while let Some(page) = replay.next().await? {
         for event in page.events() {
-            book.apply(event.position, &event.read()?);
+            book.fold(event.position, &event.read()?);
         }
-        book.keep(book.mark());
     }
     let reached = replay.head();
     ensure!(reached.chain == end.chain, "the replay ended at {}, the log at {}", reached.position, end.position);
