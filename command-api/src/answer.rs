@@ -185,7 +185,7 @@ const BODY_BYTES: usize = 1024;
 
 impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
-        let mut body = Vec::with_capacity(BODY_BYTES); // it would grow five times from nothing
+        let mut body = Vec::with_capacity(BODY_BYTES); // grown from nothing, it would be copied several times
         if let Err(error) = serde_json::to_writer(&mut body, &self.body) {
             return Problem::internal(&error).into_response();
         }
