@@ -87,6 +87,8 @@ pub(crate) struct Engine {
     sent: VecDeque<Sent>,
     /// When the last append ended.
     appended_at: Instant,
+    /// When the log was last looked at for want of anything to do.
+    looked_at: Instant,
     /// The batch that is being decided, upon the one before it.
     open: Option<Batch>,
     /// Commands that wait for what they lack.
@@ -162,6 +164,7 @@ impl Engine {
             head,
             sent: VecDeque::with_capacity(SENT_MAX),
             appended_at: Instant::now(),
+            looked_at: Instant::now(),
             open: None,
             cold: Vec::new(),
             loading: None,
@@ -254,6 +257,10 @@ impl Engine {
                         self.take(job);
                         next = if 0 < room { commands.try_recv().ok() } else { None };
                     }
+                }
+                () = sleep_until(self.looked_at + self.settings.look_every), if idle && self.open.is_none() && self.cold.is_empty() => {
+                    METRICS.now(Doing::Reading);
+                    self.look().await?;
                 }
             }
         }
@@ -652,6 +659,17 @@ impl Engine {
                 while FAR_BEHIND <= self.read_on().await? {}
             }
         }
+    }
+
+    /// Reads on, if that can be done now. Nothing is decided upon the head meanwhile.
+    async fn look(&mut self) -> Result<(), EngineError> {
+        match self.read_on().await {
+            Ok(events) if FAR_BEHIND <= events => {} // and at once more, unless there is something to do
+            Ok(_) => self.looked_at = Instant::now(),
+            Err(error) if error.is_passing() => self.looked_at = Instant::now(), // whoever has a command will be told
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Folds in the next page of the log, while others go on appending; how many events it had.

@@ -64,6 +64,9 @@ pub struct Settings {
     pub wallets_max: usize,
     /// Events after which the book's snapshot is written again: what a start after a crash reads at most, about.
     pub snapshot_every: i64,
+    /// How often an engine that has nothing to do looks for what others have appended: its next command need not wait for
+    /// that.
+    pub look_every: Duration,
     /// How long a caller waits before it is told that it is not known what became of its command.
     pub answer_within: Duration,
     /// Whether there is a tracer to tell of commands in sampled traces. If not, no command is looked at for that.
@@ -82,6 +85,7 @@ impl Default for Settings {
             keys_max: 200_000,
             wallets_max: 400_000,
             snapshot_every: 200_000,
+            look_every: Duration::from_secs(1),
             answer_within: Duration::from_secs(15),
             traces: false,
         }

@@ -174,7 +174,8 @@ async fn what_was_read_before_an_engines_own_first_snapshot_may_leave_memory_too
 async fn others_go_on_while_an_engine_reads_a_long_tail() {
     let (world, other) = World::new().await;
     let (a, b) = (world.wallet(&other, "100.00").await, world.wallet(&other, "0").await);
-    let idle = world.engine(Settings::default()).await;
+    let look_every = Duration::from_secs(3_600); // as if it had been paused
+    let idle = world.engine(Settings { look_every, ..Settings::default() }).await;
     open_many(&world, 60_000).await;
     other.execute(world.transfer(None, a, b, "0.01")).await.unwrap(); // this one has read it
     let tail = world.log().await.head().await.unwrap().commit;

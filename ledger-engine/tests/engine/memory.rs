@@ -172,6 +172,17 @@ async fn two_engines_share_a_snapshot_and_none_decides_on_what_the_other_changed
 
 /// While a snapshot cannot be written, nothing waits for it, and nothing of what it should hold is forgotten.
 #[tokio::test]
+async fn an_engine_that_nobody_asks_follows_what_another_appends() {
+    let (world, busy) = World::new().await;
+    let idle = world.engine(Settings::default()).await;
+    let before = idle.in_memory();
+    for _ in 0..20 {
+        world.wallet(&busy, "0").await;
+    }
+    eventually("the idle engine has them too", async || before + 20 <= idle.in_memory()).await;
+}
+
+#[tokio::test]
 async fn a_snapshot_that_cannot_be_written_holds_nobody_up() {
     let (world, first) = World::new().await;
     first.stop(PATIENCE).await;
