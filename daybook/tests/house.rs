@@ -294,7 +294,8 @@ fn text(value: &Value) -> String {
 async fn on_the_bus_of_a_deployment_the_relay_publishes_and_followers_follow_and_can_do_nothing_else() {
     let bus = Bus::start().await;
     let database = testing::database(|url| async move { migrations::run(&url).await }).await;
-    let settings = |user: &str| FeedSettings { nats_url: Some(bus.url(user)), stream: "daybook-house".to_owned(), beside: None };
+    let settings =
+        |user: &str| FeedSettings { nats_url: Some(bus.url(user)), stream: "daybook-house".to_owned(), beside: None };
     let log = || async { Log::new(event_store::connect(database.url(), "daybook_reader", 2).await.unwrap()) };
 
     let shutdown = Shutdown::new();

@@ -26,8 +26,11 @@ pub(super) async fn look(nats_url: String, database_url: Option<String>) -> anyh
         None => None,
     };
     let known = settings.is_some();
-    let settings = settings
-        .unwrap_or_else(|| FeedSettings { nats_url: Some(nats_url.clone()), stream: "daybook-unknown".to_owned(), beside: None });
+    let settings = settings.unwrap_or_else(|| FeedSettings {
+        nats_url: Some(nats_url.clone()),
+        stream: "daybook-unknown".to_owned(),
+        beside: None,
+    });
     let shown = without_password(&nats_url);
     let bus = match inspect(&settings).await {
         Ok(bus) => bus,
