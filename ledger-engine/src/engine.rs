@@ -214,7 +214,7 @@ impl Engine {
         let mut more = true;
         loop {
             METRICS.oldest(self.oldest());
-            if self.is_gathered(commands.is_empty()) {
+            if self.is_gathered(commands.len()) {
                 self.send().await?;
             }
             self.load_cold();
@@ -231,7 +231,7 @@ impl Engine {
                     METRICS.now(Doing::Deciding);
                     if let Some((closed, commit)) = self.appended(ended).await? {
                         // The database need not wait until all are told.
-                        let sent = if self.is_gathered(commands.is_empty()) { self.send().await } else { Ok(()) };
+                        let sent = if self.is_gathered(commands.len()) { self.send().await } else { Ok(()) };
                         closed.answer(Some(commit));
                         sent?;
                     }
@@ -289,10 +289,11 @@ impl Engine {
         [sent, open, first(&self.cold), self.loading_since, first(&self.gathered)].into_iter().flatten().min()
     }
 
-    /// Whether what is decided should go: what has come goes together, unless the database would have nothing to do.
-    fn is_gathered(&self, all: bool) -> bool {
+    /// Whether what is decided should go. What has come goes together; but when most of it is decided, and worth a commit, the
+    /// database need not wait for the rest.
+    fn is_gathered(&self, queued: usize) -> bool {
         let decided = self.open.as_ref().map_or(0, Batch::decisions);
-        all || self.room() == 0 || (self.sent.is_empty() && self.settings.ahead_min <= decided)
+        queued == 0 || self.room() == 0 || self.settings.ahead_min.max(queued) <= decided
     }
 
     /// How many more decisions may be taken up.

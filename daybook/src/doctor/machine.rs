@@ -251,7 +251,7 @@ fn file_system(path: &Path) -> Option<String> {
 }
 
 /// Every variable that a program of ours, a test or a file for starting them reads; a test looks for them there.
-const KNOWN: [&str; 36] = [
+const KNOWN: [&str; 34] = [
     "DAYBOOK_ADMIN_CLIENT_ID",
     "DAYBOOK_ADMIN_CLIENT_SECRET",
     "DAYBOOK_ALLOW_LOCAL_WEBHOOKS",
@@ -277,8 +277,6 @@ const KNOWN: [&str; 36] = [
     "DAYBOOK_RELAY_LISTEN",
     "DAYBOOK_SECRETS_KEY",
     "DAYBOOK_SECRETS_KEY_FILE",
-    "DAYBOOK_TEST_DATABASE_URL",
-    "DAYBOOK_TEST_NATS_URL",
     "DAYBOOK_TOP_UP_ASK_AFTER",
     "DAYBOOK_TOP_UP_EXPIRE_AFTER",
     "DAYBOOK_TORTURE_SEED",
