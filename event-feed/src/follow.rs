@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::bus;
 use crate::bus::FeedSettings;
 use crate::metrics::Following;
@@ -159,12 +159,21 @@ impl Follow {
         loop {
             if self.behind {
                 let commits = self.reader.commits_after(self.last, PAGE_EVENTS).await?;
-                if !commits.is_empty() {
-                    return self.take_from_log(end, commits.into_iter().map(Arc::new).collect());
+                let commits: Vec<_> = commits.into_iter().map(Arc::new).collect();
+                // A page that is not full ends where the log did. Under load there always is a next one: who first had to
+                // find nothing would read Postgres for ever.
+                let events: usize = commits.iter().map(|commit| commit.events.len()).sum();
+                let bytes: usize = commits.iter().map(|commit| beside::bytes_of(commit)).sum();
+                let level = events < PAGE_EVENTS as usize / 2 && bytes < PAGE_BYTES / 2;
+                let page = if commits.is_empty() { commits } else { self.take_from_log(end, commits)? };
+                if level {
+                    self.behind = false;
+                    self.looked = Instant::now();
+                    self.listen();
                 }
-                self.behind = false;
-                self.looked = Instant::now();
-                self.listen();
+                if !page.is_empty() {
+                    return Ok(page);
+                }
             }
             let look = if self.is_live() { LOOK_LIVE } else { LOOK_ALONE };
             tokio::select! {
