@@ -128,10 +128,10 @@ impl Log {
     ) -> Result<Vec<RecordedEvent>, StoreError> {
         // `offset 0` keeps the planner from reading the whole log along its positions instead.
         let rows = sqlx::query(&format!(
-            "select {COLUMNS} from (select * from ledger.events where aggregate_type = $1 offset 0) events
-             where $2 < position order by position limit $3"
+            "select {COLUMNS} from (select * from ledger.events where aggregate_type = {} offset 0) events
+             where $1 < position order by position limit $2",
+            written_out(aggregate_type)
         ))
-        .bind(aggregate_type)
         .bind(position)
         .bind(limit)
         .fetch_all(&self.pool)
@@ -157,10 +157,11 @@ impl Log {
         aggregate_ids: &[String],
     ) -> Result<Vec<RecordedEvent>, StoreError> {
         let select = format!(
-            "select {COLUMNS} from ledger.events where aggregate_type = $1 and aggregate_id = any($2)
-             order by aggregate_id, sequence"
+            "select {COLUMNS} from ledger.events where aggregate_type = {} and aggregate_id = any($1)
+             order by aggregate_id, sequence",
+            written_out(aggregate_type)
         );
-        let rows = sqlx::query(&select).bind(aggregate_type).bind(aggregate_ids).fetch_all(&self.pool);
+        let rows = sqlx::query(&select).bind(aggregate_ids).fetch_all(&self.pool);
         in_time(rows).await?.iter().map(from_row).collect()
     }
 
@@ -262,6 +263,12 @@ fn commit_from_row(row: &PgRow) -> Result<Commit, StoreError> {
     })
 }
 
+/// A type in SQL itself and not beside it: streams of transactions have an index of their own, and the planner takes it where
+/// it sees the type. There are few types, so few statements.
+fn written_out(aggregate_type: &str) -> String {
+    format!("'{}'", aggregate_type.replace('\'', "''"))
+}
+
 pub(crate) async fn stream(
     connection: &mut PgConnection,
     aggregate_type: &str,
@@ -270,9 +277,9 @@ pub(crate) async fn stream(
 ) -> Result<Vec<RecordedEvent>, StoreError> {
     let rows = sqlx::query(&format!(
         "select {COLUMNS} from ledger.events
-         where aggregate_type = $1 and aggregate_id = $2 and position <= $3 order by sequence"
+         where aggregate_type = {} and aggregate_id = $1 and position <= $2 order by sequence",
+        written_out(aggregate_type)
     ))
-    .bind(aggregate_type)
     .bind(aggregate_id)
     .bind(up_to)
     .fetch_all(connection)

@@ -161,7 +161,7 @@ impl Arguments {
         let append = "select ledger.append(
             p_number => $1, p_first => $2, p_previous_last => $3, p_previous_chain => $4, p_root => $5, p_chain => $6,
             p_recorded_at => $7, p_aggregate_types => $8, p_aggregate_ids => $9, p_sequences => $10, p_event_types => $11,
-            p_event_versions => $12, p_payloads => $13, p_metadata => $14, p_command_ids => $15, p_leaf_hashes => $16,
+            p_event_versions => $12, p_payloads => $13::json[], p_metadata => $14::json[], p_command_ids => $15, p_leaf_hashes => $16,
             p_key_hashes => $17, p_request_hashes => $18)";
         sqlx::query(append)
             .bind(self.number)

@@ -187,10 +187,9 @@ async fn stream(
     }
     let rows = sqlx::query(&format!(
         "select {EVENT} from ledger.events e
-         where aggregate_type = $1 and aggregate_id = any($2) and sequence between $3 and $4 and position <= $5
+         where aggregate_type = '{TRANSACTION}' and aggregate_id = any($1) and sequence between $2 and $3 and position <= $4
          order by sequence"
     ))
-    .bind(TRANSACTION)
     .bind(ids.iter().map(ToString::to_string).collect::<Vec<_>>())
     .bind(from)
     .bind(to)

@@ -2,14 +2,14 @@
 //!
 //! *Engine alone* is the engine and Postgres. *Everything on* is `daybook up` in this process, and the callers beside
 //! it call its ledger. The callers are on the same runtime as the product, so their CPU is in ours: they make a command as
-//! cheaply as they can, with ids and keys by chance instead of system calls and hashes, and share one histogram.
+//! cheaply as they can, with keys by chance instead of hashes, and share one histogram.
 //!
 //! Here are transfers between many wallets, the same on one hot wallet, new wallets, and transfers that are declined for want of
 //! money. Left out: what HTTP, tokens and JSON cost (`http.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -23,7 +23,7 @@ use runtime::shutdown::Shutdown;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use super::figures::{Figure, Latencies, Parts, ratio};
 use super::floors::{Floor, Measure};
@@ -380,8 +380,7 @@ impl Bench {
     }
 }
 
-/// Ids as the edge mints them (the time, then chance), and bytes that look like hashes. Different in every run: the seed
-/// decides about wallets alone.
+/// Ids as the edge mints them, and bytes that look like hashes. Different in every run: the seed decides about wallets alone.
 pub(crate) struct Ids(Random);
 
 impl Ids {
@@ -390,10 +389,7 @@ impl Ids {
     }
 
     fn next(&mut self) -> Uuid {
-        let millis = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis());
-        let mut chance = [0; 10];
-        chance.copy_from_slice(&self.sixteen()[..10]);
-        Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &chance).into_uuid()
+        Uuid::now_v7()
     }
 
     fn sixteen(&mut self) -> [u8; 16] {
