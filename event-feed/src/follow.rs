@@ -70,9 +70,14 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 const LOOK_LIVE: Duration = Duration::from_millis(500);
 const LOOK_ALONE: Duration = Duration::from_millis(50);
 
-/// From one page to the next. A consumer pays for a page as such, its statements and its commit; under load a page is
-/// what came in this time, and what comes alone does not wait.
+/// From one page to the next, at least. A consumer pays for a page as such, its statements and its commit; under load a page
+/// is what came in this time, and what comes alone does not wait.
 const PACE: Duration = Duration::from_millis(20);
+
+/// So many events in a page make the next one wait twice as long, and so on up to [`LONGER_MAX`] times: the more there is to
+/// do, the more is done at a time.
+const BUSY_EVENTS: i64 = 64;
+const LONGER_MAX: u32 = 4;
 
 /// Pauses after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -145,7 +150,10 @@ impl Follow {
         sleep_until(self.resume).await;
         let page = self.page().await;
         match &page {
-            Ok(_) => (self.pause, self.resume) = (PAUSE_MIN, Instant::now() + self.pace),
+            Ok(page) => {
+                let events = page.iter().map(|commit| commit.last - commit.first + 1).sum();
+                (self.pause, self.resume) = (PAUSE_MIN, Instant::now() + paced(self.pace, events));
+            }
             Err(_) => {
                 self.resume = Instant::now() + self.pause;
                 self.pause = PAUSE_MAX.min(self.pause * 2);
@@ -334,6 +342,11 @@ impl FeedError {
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::WentBack { .. } | Self::Store(StoreError::Corrupt(_)))
     }
+}
+
+/// How long the next page waits after one with so many events.
+pub(crate) fn paced(pace: Duration, events: i64) -> Duration {
+    pace * u32::try_from(1 + events / BUSY_EVENTS).unwrap_or(LONGER_MAX).min(LONGER_MAX)
 }
 
 /// Whether this is the very next commit, whole, of the same history.

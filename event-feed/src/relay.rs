@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::bus;
 use crate::bus::FeedSettings;
+use crate::follow::paced;
 use crate::metrics::RELAY;
 
 /// Carries the log to the bus until a stop is wanted. Either of the two may go away and come back meanwhile.
@@ -49,8 +50,8 @@ enum State {
 /// Events in one page, all of which are in flight at once.
 const PAGE_EVENTS: i64 = 2_000;
 
-/// From one page to the next. Under load a page is then some commits; the questions and wakes for each would cost more than
-/// what is in it.
+/// From one page to the next, at least: see [`paced`]. Under load a page is then some commits; the questions and wakes for
+/// each would cost more than what is in it.
 const PACE: Duration = Duration::from_millis(4);
 
 /// Pauses between two looks at a log that had nothing new. The longest is what an idle system's event waits at most.
@@ -169,19 +170,20 @@ impl Relay {
     async fn relay(&self, session: &mut Session, mut cursor: Cursor) -> anyhow::Result<Outdated> {
         let mut look = LOOK_MIN;
         let mut looked = Instant::now();
-        let mut paced = Instant::now();
+        let mut next = Instant::now();
         let beside = self.settings.beside.as_ref();
         if let Some(beside) = beside {
             beside.begin(cursor.relayed);
         }
         loop {
-            sleep_until(paced).await;
+            sleep_until(next).await;
             let commits = session.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
             let commits: Vec<_> = commits.into_iter().map(Arc::new).collect();
             if let Some(beside) = beside {
                 beside.tell(&commits);
             }
-            paced = Instant::now() + PACE;
+            let events = commits.iter().map(|commit| commit.last - commit.first + 1).sum();
+            next = Instant::now() + paced(PACE, events);
             if LOOK_AT_STREAM <= looked.elapsed() {
                 let found = session.bus.during(stream(&session.bus, &self.settings.stream)).await?;
                 if !found.is_some_and(|found| self.is_as_left(found.cached_info(), &cursor)) {

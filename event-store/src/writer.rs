@@ -251,14 +251,16 @@ async fn insert(
         arguments.add(jsons(|event| &event.metadata))?;
         arguments.add(events.iter().map(|event| event.command_id.uuid()).collect::<Vec<_>>())?;
         arguments.add(events.iter().map(|event| event.leaf_hash.as_slice()).collect::<Vec<_>>())?;
-        arguments.add(events.iter().map(|event| event.key_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())?;
-        arguments.add(events.iter().map(|event| event.request_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())?;
+        arguments
+            .add(events.iter().map(|event| event.key_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>())?;
+        arguments.add(
+            events.iter().map(|event| event.request_hash.as_ref().map(|hash| hash.as_slice())).collect::<Vec<_>>(),
+        )?;
         arguments.add(ahead)?;
         arguments.add(lane)
     })();
     bound.map_err(sqlx::Error::Encode)?;
-    let append =
-        "select ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+    let append = "select ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
     sqlx::query_with(append, arguments).execute(connection).await?;
     Ok(())
 }

@@ -47,6 +47,7 @@ struct Arguments {
     previous_chain: Vec<u8>,
     sequences: Vec<i64>,
     payloads: Vec<String>,
+    lane: Option<i32>,
     commit: Commit,
 }
 
@@ -140,6 +141,10 @@ impl Session {
     async fn append(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
         Arguments::of(commit).append(&mut self.0).await
     }
+
+    async fn append_in_lane(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
+        Arguments { lane: Some(LANE), ..Arguments::of(commit) }.append(&mut self.0).await
+    }
 }
 
 impl Arguments {
@@ -151,6 +156,7 @@ impl Arguments {
             previous_chain: commit.previous_chain.to_vec(),
             sequences: commit.events.iter().map(|event| event.sequence).collect(),
             payloads: commit.events.iter().map(|event| event.payload.clone()).collect(),
+            lane: None,
             commit: commit.clone(),
         }
     }
@@ -162,7 +168,7 @@ impl Arguments {
             p_number => $1, p_first => $2, p_previous_last => $3, p_previous_chain => $4, p_root => $5, p_chain => $6,
             p_recorded_at => $7, p_aggregate_types => $8, p_aggregate_ids => $9, p_sequences => $10, p_event_types => $11,
             p_event_versions => $12, p_payloads => $13::json[], p_metadata => $14::json[], p_command_ids => $15, p_leaf_hashes => $16,
-            p_key_hashes => $17, p_request_hashes => $18)";
+            p_key_hashes => $17, p_request_hashes => $18, p_lane => $19)";
         sqlx::query(append)
             .bind(self.number)
             .bind(self.first)
@@ -182,6 +188,7 @@ impl Arguments {
             .bind(events.iter().map(|event| event.leaf_hash.to_vec()).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.key_hash.map(|hash| hash.to_vec())).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.request_hash.map(|hash| hash.to_vec())).collect::<Vec<_>>())
+            .bind(self.lane)
             .execute(connection)
             .await?;
         Ok(())
@@ -235,6 +242,22 @@ async fn ended(append: JoinHandle<(Writer, Result<(), AppendError>)>) -> (Writer
     (writer, outcome)
 }
 
+/// An engine's lane, and the place in it of whoever inserts events.
+const LANE: i32 = 7;
+const INSERTING: i32 = 2;
+
+impl Ledger {
+    /// Whether nobody has the place at which events go in.
+    async fn lane_is_free(&mut self) -> bool {
+        let free = "select pg_try_advisory_lock($1, $2)";
+        let free = sqlx::query_scalar(free).bind(LANE).bind(INSERTING).fetch_one(&mut self.owner).await.unwrap();
+        if free {
+            sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.owner).await.unwrap();
+        }
+        free
+    }
+}
+
 /// SQLSTATE and constraint of a refusal.
 fn refusal(outcome: Result<(), sqlx::Error>) -> (String, String) {
     let error = outcome.expect_err("refused");
@@ -246,6 +269,7 @@ const UNIQUE: &str = "23505";
 const FOREIGN: &str = "23503";
 const CHECK: &str = "23514";
 const NOT_NULL: &str = "23502";
+const CANCELED: &str = "57014";
 
 #[tokio::test]
 async fn what_does_not_follow_the_log_or_is_not_whole_is_refused_and_leaves_nothing() {
@@ -443,6 +467,73 @@ async fn a_commit_that_is_sent_ahead_leaves_nothing_when_the_one_that_it_follows
         let again = seal(&upon, &[draft(2, Some(2))]);
         writer.append(&again).await.expect("its keys are free again");
     }
+}
+
+#[tokio::test]
+async fn an_engine_that_sends_two_commits_at_once_has_them_in_the_log_in_their_order() {
+    let mut ledger = Ledger::new(Turn::Kept).await;
+    let (mut first_writer, mut head) = (ledger.writer(), ledger.genesis);
+    let mut second_writer = first_writer.another();
+    let mut commits = Vec::new();
+    for round in 0..20 {
+        let first = seal(&head, &[draft(3 * round + 1, None), draft(3 * round + 2, None)]);
+        let second = seal(&first.head(), &[draft(3 * round + 3, None)]);
+        // Both ways round: the server may hear of the second first.
+        let (one, two) = if round % 2 == 0 {
+            let one = spawn(first_writer, &first);
+            (one, spawn_ahead(second_writer, &second))
+        } else {
+            let two = spawn_ahead(second_writer, &second);
+            (spawn(first_writer, &first), two)
+        };
+        let (writer, outcome) = ended(one).await;
+        assert_eq!(outcome, "appended", "the one before waits for nobody's mistake, round {round}");
+        first_writer = writer;
+        let (writer, outcome) = ended(two).await;
+        second_writer = writer;
+        if outcome == "went back" {
+            second_writer.append(&second).await.unwrap(); // it came much too early
+        } else {
+            assert_eq!(outcome, "appended", "round {round}");
+        }
+        head = second.head();
+        commits.extend([first, second]);
+    }
+    ledger.holds(&commits.iter().collect::<Vec<_>>()).await;
+}
+
+#[tokio::test]
+async fn a_lane_is_given_back_when_the_events_are_in_and_however_an_append_ends() {
+    let mut ledger = Ledger::new(Turn::Kept).await;
+    let mut session = ledger.session().await;
+    let first = seal(&ledger.genesis, &[draft(1, Some(1))]);
+    let second = seal(&first.head(), &[draft(2, Some(2))]);
+    session.run("begin").await;
+    session.append_in_lane(&first).await.unwrap();
+    assert!(ledger.lane_is_free().await, "while the transaction is open");
+    ledger.holds(&[]).await;
+    session.run("commit").await;
+
+    let taken = seal(&first.head(), &[draft(9, Some(1))]);
+    assert_eq!(refusal(session.append_in_lane(&taken).await).1, "events_key");
+    assert!(ledger.lane_is_free().await, "after a refusal");
+    assert_eq!(refusal(session.append_in_lane(&first).await).1, "commits_pkey");
+    assert!(ledger.lane_is_free().await, "after another");
+
+    // The server ends a statement that takes too long, here one that waits for the turn.
+    let mut holder = ledger.session().await;
+    holder.run("begin; select from ledger.turn order by place for no key update").await;
+    session.run("set statement_timeout = '50ms'").await;
+    assert_eq!(refusal(session.append_in_lane(&second).await).0, CANCELED);
+    assert!(ledger.lane_is_free().await, "after a cancellation");
+    holder.run("rollback").await;
+
+    session.run("reset statement_timeout").await;
+    sqlx::query("select pg_advisory_lock($1, $2)").bind(LANE).bind(INSERTING).execute(&mut ledger.owner).await.unwrap();
+    let waiting = tokio::spawn(async move { session.append_in_lane(&second).await });
+    ledger.one_waits().await;
+    sqlx::query("select pg_advisory_unlock_all()").execute(&mut ledger.owner).await.unwrap();
+    timeout(PATIENCE, waiting).await.expect("it is let in").unwrap().unwrap();
 }
 
 #[tokio::test]

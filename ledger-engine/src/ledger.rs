@@ -81,7 +81,7 @@ impl Default for Settings {
             wait_max: Duration::from_secs(5),
             wait_expected_max: Duration::from_millis(250),
             batch_max: 1_024,
-            ahead_min: 48,
+            ahead_min: 96,
             keys_max: 200_000,
             wallets_max: 400_000,
             snapshot_every: 200_000,
