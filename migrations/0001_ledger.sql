@@ -130,7 +130,7 @@ create table ledger.book_partners (
 -- Events of one engine go in one commit after the other, for which it names a lane of its own: two at once would meet on
 -- the last pages of every index, split them in the middle, and take a sixth more of the processor and of the WAL. These
 -- locks are for speed alone, and where no lane is named nothing is locked. The lane is given back before the commit, which
--- only a session's lock can be; so every way out gives it back.
+-- only a session's lock can be; so all that happens under one stands in a block whose every way out gives it back.
 -- The function runs with its owner's rights, and is the only way in: whoever may call it can still not leave an event
 -- without its commit, or a commit without its events.
 create function ledger.append(
@@ -141,22 +141,32 @@ create function ledger.append(
     p_request_hashes bytea[], p_ahead boolean default false, p_lane integer default null
 ) returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    before constant integer := (p_number - 1) % 2;
+    -- Places in the lane: whose events go in; and a commit that has begun, even or odd, until its transaction ends.
     inserting constant integer := 2;
+    own constant integer := p_number % 2;
+    before constant integer := (p_number - 1) % 2;
     early integer := 0;
 begin
-    perform pg_advisory_xact_lock(p_lane, (p_number % 2)::integer); -- who follows sees by it that this one has begun
-    perform pg_advisory_lock(p_lane, inserting);
-    while p_ahead and pg_try_advisory_lock(p_lane, before) loop
-        -- Nobody is at the commit before. It is through, or was sent first and comes later, and should not meet this one.
-        perform pg_advisory_unlock(p_lane, before);
-        exit when 20 <= early or exists (select from ledger.commits where number = p_number - 1);
-        early := early + 1;
-        perform pg_advisory_unlock(p_lane, inserting);
-        perform pg_sleep(0.0002);
-        perform pg_advisory_lock(p_lane, inserting);
-    end loop;
     begin
+        perform pg_advisory_lock(p_lane, inserting);
+        if p_ahead then
+            while pg_try_advisory_lock(p_lane, before) loop
+                -- Nobody is at the commit before. It is through; or it was sent first, comes later and should go first.
+                perform pg_advisory_unlock(p_lane, before);
+                exit when exists (select from ledger.commits where number = p_number - 1);
+                if 5 <= early then
+                    perform 1 from ledger.turn where place = 2 for no key update skip locked;
+                    exit when not found; -- somebody else is appending; the keys below decide
+                    raise foreign_key_violation using
+                        message = 'the commit before this one does not come', constraint = 'commits_previous';
+                end if;
+                early := early + 1;
+                perform pg_advisory_unlock(p_lane, inserting);
+                perform pg_sleep(0.001);
+                perform pg_advisory_lock(p_lane, inserting);
+            end loop;
+        end if;
+        perform pg_advisory_xact_lock(p_lane, own);
         perform 1 from ledger.turn where place = p_number % 2 for no key update;
         if not p_ahead then
             perform 1 from ledger.turn where place = 2 for no key update;
@@ -174,11 +184,11 @@ begin
                     p_command_ids, p_leaf_hashes, p_key_hashes, p_request_hashes) with ordinality
              as e (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, command_id, leaf_hash,
                    key_hash, request_hash, place);
-    exception when query_canceled or others then
         perform pg_advisory_unlock(p_lane, inserting);
+    exception when query_canceled or others then
+        perform pg_advisory_unlock_all(); -- those of the session: it has no others
         raise;
     end;
-    perform pg_advisory_unlock(p_lane, inserting);
     if p_ahead then
         perform 1 from ledger.turn where place = 2 for no key update; -- the one before has it until it is committed
         insert into ledger.commits

@@ -74,8 +74,9 @@ const LOOK_ALONE: Duration = Duration::from_millis(50);
 /// is what came in this time, and what comes alone does not wait.
 const PACE: Duration = Duration::from_millis(20);
 
-/// So many events in a page make the next one wait twice as long, and so on up to [`LONGER_MAX`] times: the more there is to
-/// do, the more is done at a time.
+/// So many events in a page from the relay beside us make the next one wait twice as long, and so on up to [`LONGER_MAX`]
+/// times: the more there is to do, the more is done at a time. What holds no more shows that we are behind, and does not wait
+/// longer; the bus holds few commits for us, and is not made to wait either.
 const BUSY_EVENTS: i64 = 64;
 const LONGER_MAX: u32 = 4;
 
@@ -151,8 +152,8 @@ impl Follow {
         let page = self.page().await;
         match &page {
             Ok(page) => {
-                let events = page.iter().map(|commit| commit.last - commit.first + 1).sum();
-                (self.pause, self.resume) = (PAUSE_MIN, Instant::now() + paced(self.pace, events));
+                let pace = if self.is_beside() { paced(self.pace, page, PAGE_EVENTS) } else { self.pace };
+                (self.pause, self.resume) = (PAUSE_MIN, Instant::now() + pace);
             }
             Err(_) => {
                 self.resume = Instant::now() + self.pause;
@@ -344,8 +345,12 @@ impl FeedError {
     }
 }
 
-/// How long the next page waits after one with so many events.
-pub(crate) fn paced(pace: Duration, events: i64) -> Duration {
+/// How long the next page waits after this one, of which there could have been so many events.
+pub(crate) fn paced(pace: Duration, page: &[Arc<Commit>], events_max: i64) -> Duration {
+    let events: i64 = page.iter().map(|commit| commit.last - commit.first + 1).sum();
+    if events_max / 2 <= events {
+        return pace;
+    }
     pace * u32::try_from(1 + events / BUSY_EVENTS).unwrap_or(LONGER_MAX).min(LONGER_MAX)
 }
 

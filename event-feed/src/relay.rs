@@ -182,8 +182,7 @@ impl Relay {
             if let Some(beside) = beside {
                 beside.tell(&commits);
             }
-            let events = commits.iter().map(|commit| commit.last - commit.first + 1).sum();
-            next = Instant::now() + paced(PACE, events);
+            next = Instant::now() + paced(PACE, &commits, PAGE_EVENTS);
             if LOOK_AT_STREAM <= looked.elapsed() {
                 let found = session.bus.during(stream(&session.bus, &self.settings.stream)).await?;
                 if !found.is_some_and(|found| self.is_as_left(found.cached_info(), &cursor)) {

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STATEMENT_MILLIS: u32 = 4_000;
 
 /// When the server takes us for gone and ends our session, in seconds: after so much silence it asks this often, this many times.
-const SILENCE: [(&str, u32); 3] =
+pub(crate) const SILENCE: [(&str, u32); 3] =
     [("tcp_keepalives_idle", 30), ("tcp_keepalives_interval", 10), ("tcp_keepalives_count", 3)];
 
 /// A reader of the log over a connection of its own, made when it is first needed and whenever the last one was lost.

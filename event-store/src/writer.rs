@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::hash::Hash;
+use crate::reader::SILENCE;
 use crate::{Commit, Head, Log, RecordedEvent, StoreError, log, options, pool_options};
 
 /// How long an append may take before its outcome counts as unknown.
@@ -183,6 +184,7 @@ impl Writer {
                 ("statement_timeout", STATEMENT_MILLIS),
                 ("idle_in_transaction_session_timeout", QUIET_MILLIS),
             ]);
+            let options = options.options(SILENCE);
             // Acknowledged means kept, whatever the server's default is.
             let options = options.options([("synchronous_commit", "on")]);
             self.connection = Some(in_time(options.connect()).await?);

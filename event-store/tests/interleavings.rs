@@ -47,6 +47,7 @@ struct Arguments {
     previous_chain: Vec<u8>,
     sequences: Vec<i64>,
     payloads: Vec<String>,
+    ahead: bool,
     lane: Option<i32>,
     commit: Commit,
 }
@@ -145,6 +146,10 @@ impl Session {
     async fn append_in_lane(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
         Arguments { lane: Some(LANE), ..Arguments::of(commit) }.append(&mut self.0).await
     }
+
+    async fn append_ahead_in_lane(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
+        Arguments { lane: Some(LANE), ahead: true, ..Arguments::of(commit) }.append(&mut self.0).await
+    }
 }
 
 impl Arguments {
@@ -156,6 +161,7 @@ impl Arguments {
             previous_chain: commit.previous_chain.to_vec(),
             sequences: commit.events.iter().map(|event| event.sequence).collect(),
             payloads: commit.events.iter().map(|event| event.payload.clone()).collect(),
+            ahead: false,
             lane: None,
             commit: commit.clone(),
         }
@@ -168,7 +174,7 @@ impl Arguments {
             p_number => $1, p_first => $2, p_previous_last => $3, p_previous_chain => $4, p_root => $5, p_chain => $6,
             p_recorded_at => $7, p_aggregate_types => $8, p_aggregate_ids => $9, p_sequences => $10, p_event_types => $11,
             p_event_versions => $12, p_payloads => $13::json[], p_metadata => $14::json[], p_command_ids => $15, p_leaf_hashes => $16,
-            p_key_hashes => $17, p_request_hashes => $18, p_lane => $19)";
+            p_key_hashes => $17, p_request_hashes => $18, p_ahead => $19, p_lane => $20)";
         sqlx::query(append)
             .bind(self.number)
             .bind(self.first)
@@ -188,6 +194,7 @@ impl Arguments {
             .bind(events.iter().map(|event| event.leaf_hash.to_vec()).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.key_hash.map(|hash| hash.to_vec())).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.request_hash.map(|hash| hash.to_vec())).collect::<Vec<_>>())
+            .bind(self.ahead)
             .bind(self.lane)
             .execute(connection)
             .await?;
@@ -247,13 +254,20 @@ const LANE: i32 = 7;
 const INSERTING: i32 = 2;
 
 impl Ledger {
+    async fn take_lane(&mut self) {
+        let take = sqlx::query("select pg_advisory_lock($1, $2)").bind(LANE).bind(INSERTING);
+        take.execute(&mut self.owner).await.unwrap();
+    }
+
+    async fn give_lane_back(&mut self) {
+        sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.owner).await.unwrap();
+    }
+
     /// Whether nobody has the place at which events go in.
     async fn lane_is_free(&mut self) -> bool {
         let free = "select pg_try_advisory_lock($1, $2)";
         let free = sqlx::query_scalar(free).bind(LANE).bind(INSERTING).fetch_one(&mut self.owner).await.unwrap();
-        if free {
-            sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.owner).await.unwrap();
-        }
+        self.give_lane_back().await;
         free
     }
 }
@@ -470,36 +484,55 @@ async fn a_commit_that_is_sent_ahead_leaves_nothing_when_the_one_that_it_follows
 }
 
 #[tokio::test]
-async fn an_engine_that_sends_two_commits_at_once_has_them_in_the_log_in_their_order() {
+async fn of_two_commits_in_a_lane_the_one_that_is_followed_goes_in_first_whichever_came_first() {
     let mut ledger = Ledger::new(Turn::Kept).await;
-    let (mut first_writer, mut head) = (ledger.writer(), ledger.genesis);
-    let mut second_writer = first_writer.another();
-    let mut commits = Vec::new();
-    for round in 0..20 {
-        let first = seal(&head, &[draft(3 * round + 1, None), draft(3 * round + 2, None)]);
-        let second = seal(&first.head(), &[draft(3 * round + 3, None)]);
-        // Both ways round: the server may hear of the second first.
-        let (one, two) = if round % 2 == 0 {
-            let one = spawn(first_writer, &first);
-            (one, spawn_ahead(second_writer, &second))
+    let (mut head, mut commits) = (ledger.genesis, Vec::new());
+    for ahead_came_first in [false, true] {
+        let place = 10 * u128::from(ahead_came_first);
+        let first = seal(&head, &[draft(place + 1, None), draft(place + 2, None)]);
+        let second = seal(&first.head(), &[draft(place + 3, None)]);
+        ledger.take_lane().await;
+        let (mut one, mut two) = (ledger.session().await, ledger.session().await);
+        let (of_one, of_two) = (first.clone(), second.clone());
+        let append = async move { one.append_in_lane(&of_one).await };
+        let ahead = async move { two.append_ahead_in_lane(&of_two).await };
+        let (append, ahead) = if ahead_came_first {
+            let ahead = tokio::spawn(ahead);
+            ledger.wait(1).await;
+            (tokio::spawn(append), ahead)
         } else {
-            let two = spawn_ahead(second_writer, &second);
-            (spawn(first_writer, &first), two)
+            let append = tokio::spawn(append);
+            ledger.wait(1).await;
+            (append, tokio::spawn(ahead))
         };
-        let (writer, outcome) = ended(one).await;
-        assert_eq!(outcome, "appended", "the one before waits for nobody's mistake, round {round}");
-        first_writer = writer;
-        let (writer, outcome) = ended(two).await;
-        second_writer = writer;
-        if outcome == "went back" {
-            second_writer.append(&second).await.unwrap(); // it came much too early
-        } else {
-            assert_eq!(outcome, "appended", "round {round}");
+        ledger.wait(2).await;
+        ledger.give_lane_back().await;
+        for (what, append) in [("the one that is followed", append), ("the one that follows", ahead)] {
+            let outcome = timeout(PATIENCE, append).await.expect("it ends").unwrap();
+            outcome.unwrap_or_else(|error| panic!("{what}, came first: {ahead_came_first}: {error}"));
         }
         head = second.head();
         commits.extend([first, second]);
     }
     ledger.holds(&commits.iter().collect::<Vec<_>>()).await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_forerunner_does_not_come_is_refused_before_it_has_inserted_anything() {
+    let mut ledger = Ledger::new(Turn::Kept).await;
+    let first = seal(&ledger.genesis, &[draft(1, None)]);
+    // Were its events looked at, the missing payload would be what it is refused for.
+    let second = Arguments {
+        ahead: true,
+        lane: Some(LANE),
+        payloads: Vec::new(),
+        ..Arguments::of(&seal(&first.head(), &[draft(2, None)]))
+    };
+    let mut session = ledger.session().await;
+    let refused = refusal(second.append(&mut session.0).await);
+    assert_eq!(refused, (FOREIGN.to_owned(), "commits_previous".to_owned()));
+    assert!(ledger.lane_is_free().await);
+    ledger.holds(&[]).await;
 }
 
 #[tokio::test]
@@ -529,11 +562,13 @@ async fn a_lane_is_given_back_when_the_events_are_in_and_however_an_append_ends(
     holder.run("rollback").await;
 
     session.run("reset statement_timeout").await;
-    sqlx::query("select pg_advisory_lock($1, $2)").bind(LANE).bind(INSERTING).execute(&mut ledger.owner).await.unwrap();
-    let waiting = tokio::spawn(async move { session.append_in_lane(&second).await });
-    ledger.one_waits().await;
-    sqlx::query("select pg_advisory_unlock_all()").execute(&mut ledger.owner).await.unwrap();
-    timeout(PATIENCE, waiting).await.expect("it is let in").unwrap().unwrap();
+    ledger.take_lane().await;
+    session.run("set statement_timeout = '50ms'").await;
+    assert_eq!(refusal(session.append_in_lane(&second).await).0, CANCELED);
+    ledger.give_lane_back().await;
+    assert!(ledger.lane_is_free().await, "after a cancellation in the queue");
+    session.run("reset statement_timeout").await;
+    session.append_in_lane(&second).await.unwrap();
 }
 
 #[tokio::test]

@@ -71,6 +71,63 @@ async fn what_is_appended_reads_back_byte_for_byte_and_its_hashes_hold() {
     assert_eq!(log.known_keys(&[[2; 16], [9; 16]]).await.unwrap(), [Key { hash: [2; 16], request: [2; 32] }]);
 }
 
+/// A transaction that was declined.
+fn declined() -> Draft {
+    let failure = Failure { code: "insufficient-funds".to_owned(), detail: "no".to_owned() };
+    let instruction = serde_json::from_value(serde_json::json!({
+        "type": "TRANSFER", "walletId": WalletId::from_uuid(Uuid::now_v7()), "amount": "1.00", "currency": "EUR",
+    }));
+    let event = TransactionEvent::Declined { instruction: instruction.unwrap(), failure };
+    let event = Event::Transaction(TransactionId::from_uuid(Uuid::now_v7()), event);
+    Draft::new(CommandId::from_uuid(Uuid::now_v7()), None, "{}", NewEvent { sequence: 1, event })
+}
+
+#[tokio::test]
+async fn a_stream_is_read_over_an_index_whatever_it_is_of_and_however_often() {
+    let database = database().await;
+    let (mut writer, log) = (Writer::new(database.url()).unwrap(), log(&database).await);
+    let mut owner = PgConnection::connect(database.url()).await.unwrap();
+    let before = scans(&mut owner).await;
+    // Statements are planned while there is next to nothing in the log, and keep the plan that they come to.
+    for kind in ["wallet", "transaction"].repeat(8) {
+        log.stream(kind, "none", i64::MAX).await.unwrap();
+        log.streams(kind, &["none".to_owned()]).await.unwrap();
+    }
+    let drafts: Vec<_> = (0..1_500).flat_map(|_| [draft(None), declined()]).collect();
+    let commit = seal(&log.head().await.unwrap(), &drafts);
+    writer.append(&commit).await.unwrap();
+    assert!(matches!(writer.append(&seal(&commit.head(), &drafts[1..2])).await, Err(AppendError::KeyTaken)));
+    let mut reader = PgConnection::connect(database.url()).await.unwrap();
+    for event in &commit.events[..30] {
+        let (kind, id) = (event.aggregate_type.as_str(), event.aggregate_id.as_str());
+        assert_eq!(log.stream(kind, id, i64::MAX).await.unwrap(), std::slice::from_ref(event));
+        assert_eq!(log.streams(kind, &[id.to_owned()]).await.unwrap(), std::slice::from_ref(event));
+        // As postgres-es asks, which binds the type: planned anew for each value, for a plan for all of them is dear.
+        let rows = "select * from ledger.events where aggregate_type = $1 and aggregate_id = $2 order by sequence";
+        let rows = sqlx::query(rows).bind(kind).bind(id).fetch_all(&mut reader).await.unwrap();
+        assert_eq!(rows.len(), 1);
+    }
+    // A session tells what it has read when it ends.
+    reader.close().await.unwrap();
+    drop(log);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let read = loop {
+        let now = scans(&mut owner).await;
+        if 122 <= now.1 - before.1 || deadline < std::time::Instant::now() {
+            break (now.0 - before.0, now.1 - before.1);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!(read, (0, 122), "scans of the whole log, and over the indexes on streams");
+}
+
+/// How often the events were read from one end to the other, and how often over an index on streams.
+async fn scans(owner: &mut PgConnection) -> (i64, i64) {
+    let scans = "select (select seq_scan from pg_stat_user_tables where relid = 'ledger.events'::regclass),
+        (select sum(idx_scan)::bigint from pg_stat_user_indexes where indexrelname in ('events_stream', 'events_stream_of_transaction'))";
+    sqlx::query_as(scans).fetch_one(owner).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_gap_a_fork_and_a_repeated_number_are_refused() {
     let database = database().await;

@@ -293,10 +293,10 @@ pub(crate) async fn show(
     let find = || async {
         let rows = sqlx::query(&format!(
             "select c.position as reflected, {EVENT} from checkpoints c
-             left join ledger.events e on e.aggregate_type = $1 and e.aggregate_id = $2 and e.position <= c.position
+             left join ledger.events e
+                 on e.aggregate_type = '{TRANSACTION}' and e.aggregate_id = $1 and e.position <= c.position
              where c.view = 'postings' order by e.sequence"
         ))
-        .bind(TRANSACTION)
         .bind(id.to_string())
         .fetch_all(queries.pool())
         .await

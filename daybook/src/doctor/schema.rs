@@ -365,20 +365,24 @@ pub(super) async fn append_only(server: Server) -> anyhow::Result<Findings> {
             "Do `reindex index …` or `alter table … validate constraint …`.",
         ));
     }
-    let key: bool = sqlx::query_scalar(
-        "select exists (
-             select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
-             where i.indrelid = to_regclass('ledger.events') and i.indisunique and i.indisvalid and a.attname = 'key_hash'
-         )",
-    )
-    .fetch_one(&mut connection)
-    .await?;
-    if !key {
-        findings.push(Finding::wrong(
-            "constraints",
-            "no unique index on the keys of ledger.events: a repeated key could move money twice",
-            "Stop the services, and make the index again as in the migration.",
-        ));
+    for (column, indexes, what) in [
+        ("key_hash", 1, "no unique index on the keys of ledger.events: a repeated key could move money twice"),
+        ("aggregate_id", 2, "no unique indexes on the streams of ledger.events: two events could take one place"),
+    ] {
+        let found: i64 = sqlx::query_scalar(
+            "select count(*) from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+             where i.indrelid = to_regclass('ledger.events') and i.indisunique and i.indisvalid and a.attname = $1",
+        )
+        .bind(column)
+        .fetch_one(&mut connection)
+        .await?;
+        if found < indexes {
+            findings.push(Finding::wrong(
+                "constraints",
+                what,
+                "Stop the services, and make the index again as in the migration.",
+            ));
+        }
     }
     if findings.is_empty() {
         findings.push(Finding::ok(
