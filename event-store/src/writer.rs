@@ -4,7 +4,8 @@
 //! fails on its number; the foreign key to the previous commit refuses a gap, a fork, and a writer whose head is
 //! not in this log. So no session lock, lease or sequence carries correctness here. Fairness is a second matter:
 //! a writer that lost takes all of `ledger.turn` first ([`Writer::take_turn`]) and cannot lose again. Since all others wait
-//! for that row, the server takes it back from a holder that has gone quiet.
+//! for that row, the server takes it back from a holder that has gone quiet. Speed is a third: the events of one engine's
+//! commits go in one after the other, in a lane that it names, and that lock too carries no correctness.
 //!
 //! Left out: what to do about a failure. That is `ledger-engine`'s.
 
