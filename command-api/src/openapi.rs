@@ -102,7 +102,8 @@ const INTRODUCTION: &str = "Wallets and movements of money, from one ordered log
     with an ISO 4217 currency. Times are RFC 3339 in UTC. Answers may gain fields and lose none.\n\n\
     Every refusal is a problem document (RFC 9457). Its `type` is a page of this server that says what to do.\n\n\
     Send an `Idempotency-Key` with everything that you would not want to happen twice; where money can move it is \
-    required. Repeating a request with its key repeats its answer, also years later.\n\n\
+    required. Repeating a request with its key repeats its answer, also years later. A key that is, or ends in, a UUID of \
+    version 7 made for the request is the cheapest to keep.\n\n\
     Every command answers `Ledger-Position`. A read with `minPosition` waits until it reflects that position.";
 
 const TAGS: [(&str, &str); 6] = [

@@ -14,6 +14,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::money::Money;
 
@@ -171,7 +172,10 @@ impl History {
     pub(crate) fn intend(&self, intent: Intent, as_admin: bool) -> u64 {
         let mut inner = self.lock();
         let number = inner.known.calls.len() as u64;
-        let marker = format!("{}-{number}", self.run);
+        let mut marker = format!("{}-{number}", self.run);
+        if number.is_multiple_of(2) {
+            marker = format!("{marker}-{}", Uuid::now_v7()); // its time is in its hash then
+        }
         inner.write(&json!({"call": number, "marker": marker, "intent": intent}));
         inner.known.calls.push(Call { number, marker, as_admin, intent, attempts: Vec::new(), abandoned: false });
         number

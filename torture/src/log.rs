@@ -110,10 +110,27 @@ pub(crate) fn webhook_id(leaf: &[u8], event_type: &str) -> String {
     format!("evt_{}", uuid::Builder::from_custom_bytes(bytes).into_uuid())
 }
 
-/// The first 16 bytes of SHA-256(client ‖ 0 ‖ key).
+/// The first 16 bytes of SHA-256(client ‖ 0 ‖ key); if the key ends in a UUIDv7, the time in it instead of the first six.
 pub(crate) fn key_hash(client: &str, key: &str) -> Vec<u8> {
     let hash = Sha256::new().chain_update(client).chain_update([0]).chain_update(key).finalize();
-    hash[..16].to_vec()
+    match time_at_the_end(key.as_bytes()) {
+        Some(time) => [&time[..], &hash[6..16]].concat(),
+        None => hash[..16].to_vec(),
+    }
+}
+
+/// Read letter by letter, and not by the library that the product uses.
+fn time_at_the_end(key: &[u8]) -> Option<[u8; 6]> {
+    let uuid = key.len().checked_sub(36).map(|from| &key[from..])?;
+    let shape = b"xxxxxxxx-xxxx-7xxx-vxxx-xxxxxxxxxxxx";
+    let fits = uuid.iter().zip(shape).all(|(letter, wanted)| match wanted {
+        b'x' => letter.is_ascii_hexdigit(),
+        b'v' => b"89abAB".contains(letter),
+        other => letter == other,
+    });
+    let digits = String::from_utf8([&uuid[..8], &uuid[9..13]].concat()).ok()?;
+    let time = u64::from_str_radix(&digits, 16).ok().filter(|_| fits)?;
+    time.to_be_bytes()[2..].try_into().ok()
 }
 
 /// The chain of commit 0.

@@ -812,7 +812,7 @@ impl TopUps {
     async fn command(&self, due: &Due, word: Word, traceparent: Option<&str>) -> Brought {
         let step = due.step.name();
         let path = format!("/v1/transactions/{}/{step}", due.transaction);
-        let key = format!("topup:{}:{step}:{}", due.requested_position, due.command_try);
+        let key = format!("topup:{}:{step}:{}:{}", due.requested_position, due.command_try, due.transaction);
         let body = match word {
             Word::Success => json!({
                 "amount": due.money.amount(),

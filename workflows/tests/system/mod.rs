@@ -224,7 +224,8 @@ impl System {
         let path = format!("{}/v1/transactions/{}/settle", self.command_url, top_up.id);
         let body = json!({ "amount": top_up.amount, "currency": "EUR", "bankReference": row.bank_reference });
         let request = self.http.post(path).bearer_auth(token).json(&body);
-        answer(request.header("idempotency-key", format!("topup:{}:settle:0", row.requested_position))).await
+        answer(request.header("idempotency-key", format!("topup:{}:settle:0:{}", row.requested_position, top_up.id)))
+            .await
     }
 
     /// The payer decides; with `callback` the bank misbehaves.
