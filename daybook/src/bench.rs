@@ -14,6 +14,7 @@ mod engine;
 mod figures;
 mod floors;
 mod http;
+mod keys;
 mod lag;
 mod load;
 mod machine;
@@ -62,6 +63,9 @@ pub(crate) struct Options {
     /// Decides which wallets pay which.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The idempotency keys: UUIDs of version 7, or of version 4. `engine` and `http` have a measurement with the latter too.
+    #[arg(long, default_value = "time")]
+    keys: keys::Order,
     /// What runs beside the engine; both, one after the other, if not said. Workloads that have only one form ignore it.
     #[arg(long)]
     parts: Option<Beside>,
@@ -114,6 +118,7 @@ pub(crate) struct Run<'a> {
     /// Sizes of a log; nothing if not said.
     pub(crate) events: &'a [i64],
     pub(crate) seed: u64,
+    pub(crate) keys: keys::Order,
     pub(crate) steps: &'a Steps,
 }
 
@@ -156,6 +161,7 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
             wallets: options.wallets,
             events: &options.events,
             seed: options.seed,
+            keys: options.keys,
             steps: &steps,
         };
         // What one workload cannot do says nothing about the next; what was measured is shown all the same.
@@ -189,13 +195,15 @@ fn report(
             "bareCommitMillis": yardstick.bare_commit_millis,
             "seed": options.seed,
             "wallets": options.wallets,
+            "keys": options.keys,
             "figures": figures,
             "failures": failures,
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
-    println!("{machine}; load average before: {load_before}; seed {}, {} wallets", options.seed, options.wallets);
+    let Options { seed, wallets, keys, .. } = options;
+    println!("{machine}; load average before: {load_before}; seed {seed}, {wallets} wallets{}", keys.suffix());
     print!("{}", table(figures));
     let floors = || figures.iter().flat_map(|figure| &figure.floors);
     let count = |met| floors().filter(|floor| floor.met() == met).count();
@@ -238,7 +246,8 @@ impl Name {
             Self::Engine => engine::MEASUREMENTS,
             Self::NewWallets | Self::Declined => 1,
             Self::OldKeys => old_keys::MEASUREMENTS,
-            Self::Http | Self::Batches => http::MEASUREMENTS,
+            Self::Http => http::MEASUREMENTS,
+            Self::Batches => http::MEASUREMENTS_OF_BATCHES,
             Self::Replay => replay::MEASUREMENTS,
             Self::CatchUp => catch_up::MEASUREMENTS,
             Self::Start => start::MEASUREMENTS_EACH * sizes as u64,

@@ -75,7 +75,7 @@ async fn measure(
     let load = Load { address: server.address, connections: 2, pace: Pace::Closed, extent: Extent::Count(batches) };
     let write = |number: u64, out: &mut Vec<u8>| {
         let partner = &partners[usize::try_from(number).expect("counted") % partners.len()];
-        server.batch(partner, BATCH, &format!("deliveries-{endpoints}-{number}"), &mut random, out);
+        server.batch(partner, BATCH, format_args!("deliveries-{endpoints}-{number}"), &mut random, out);
     };
     let take = |answer: Answer<'_>| {
         if answer.status != Some(201) {

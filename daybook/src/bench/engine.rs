@@ -2,7 +2,7 @@
 //!
 //! *Engine alone* is the engine and Postgres. *Everything on* is `daybook up` in this process, and the callers beside
 //! it call its ledger. The callers are on the same runtime as the product, so their CPU is in ours: they make a command as
-//! cheaply as they can, with keys by chance instead of hashes, and share one histogram.
+//! cheaply as they can, with keys made up instead of hashed, and share one histogram.
 //!
 //! Here are transfers between many wallets, the same on one hot wallet, new wallets, and transfers that are declined for want of
 //! money. Left out: what HTTP, tokens and JSON cost (`http.rs`).
@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::figures::{Figure, Latencies, Parts, ratio};
 use super::floors::{Floor, Measure};
+use super::keys::{Order, sixteen};
 use super::machine::Meter;
 use super::random::Random;
 use super::server::{Directory, up_arguments};
@@ -38,6 +39,8 @@ struct Workload {
     name: &'static str,
     work: Work,
     callers: usize,
+    /// Not those of the run.
+    keys: Option<Order>,
     /// Engine alone.
     floors: &'static [(Measure, f64)],
     floors_with_everything: &'static [(Measure, f64)],
@@ -58,13 +61,18 @@ const HOT_WALLET_SHARE: f64 = 0.9;
 
 const LAG: (Measure, f64) = (Measure::LagP99Millis, 1000.0);
 
-const TRANSFERS: [Workload; 5] = [
+const TRANSFERS: [Workload; 7] = [
     Workload::transfers(1, &[(Measure::BareCommits, 3.0)], &[]),
+    Workload::transfers(16, &[], &[]),
     Workload::transfers(64, &[], &[]),
     Workload::transfers(256, &[(Measure::Ratio, 12.0)], &[(Measure::Ratio, 6.0), LAG]),
     // Behind what it is compared with: the longer the log, the slower it grows.
     Workload { work: Work::HotWallet, ..Workload::transfers(256, &[], &[]) },
     Workload::transfers(1024, &[], &[]),
+    Workload {
+        keys: Some(Order::Random),
+        ..Workload::transfers(256, &[(Measure::Ratio, 12.0)], &[(Measure::Ratio, 6.0), LAG])
+    },
 ];
 const NEW_WALLETS: [Workload; 1] =
     [Workload { name: "new-wallets", work: Work::OpenWallet, ..Workload::transfers(256, &[], &[]) }];
@@ -82,7 +90,7 @@ impl Workload {
         floors: &'static [(Measure, f64)],
         floors_with_everything: &'static [(Measure, f64)],
     ) -> Self {
-        Self { name: "engine", work: Work::Transfer, callers, floors, floors_with_everything }
+        Self { name: "engine", work: Work::Transfer, callers, keys: None, floors, floors_with_everything }
     }
 
     fn variant(&self) -> String {
@@ -92,7 +100,8 @@ impl Workload {
             Work::OpenWallet => ", in-process",
             Work::Decline => ", in-process, no funds",
         };
-        format!("{} caller{}{what}", self.callers, if self.callers == 1 { "" } else { "s" })
+        let keys = self.keys.map_or("", Order::suffix);
+        format!("{} caller{}{what}{keys}", self.callers, if self.callers == 1 { "" } else { "s" })
     }
 }
 
@@ -124,12 +133,13 @@ async fn measure_on(
 ) -> anyhow::Result<()> {
     let (ledger, url) = (&product.ledger, product.stack.database_url());
     let alone = run.parts == Parts::EngineAlone;
-    let bench = Arc::new(Bench::populate(ledger, run.wallets).await?);
+    let bench = Arc::new(Bench::populate(ledger, run.wallets, run.keys).await?);
     let mut between_many: Option<f64> = None;
     for workload in workloads {
         let Workload { work, callers, .. } = *workload;
+        let keys = workload.keys.unwrap_or(run.keys);
         run.steps.begin(format!("{}: {}, {}", workload.name, workload.variant(), run.parts));
-        bench.load(ledger, work, callers, WARM_UP, run.seed).await?;
+        bench.load(ledger, work, callers, keys, WARM_UP, run.seed).await?;
         if !alone {
             lag::until_level(url).await?;
         }
@@ -137,7 +147,7 @@ async fn measure_on(
         let watch = (!alone).then(|| lag::Watch::start(url));
         let meter = Meter::start(std::process::id(), url).await?;
         let begun = Instant::now();
-        let latencies = bench.load(ledger, work, callers, run.time, run.seed + 1).await?;
+        let latencies = bench.load(ledger, work, callers, keys, run.time, run.seed + 1).await?;
         let took = begun.elapsed();
         let used = meter.stop(latencies.count()).await?;
         let mut figure = Figure::new(workload.name, run.parts, workload.variant(), latencies.count(), took);
@@ -150,7 +160,7 @@ async fn measure_on(
         let floors = if alone { workload.floors } else { workload.floors_with_everything };
         figure.floors = floors.iter().map(|(measure, bound)| Floor::new(*measure, *bound)).collect();
         match (work, between_many) {
-            (Work::Transfer, _) if callers == 256 => between_many = Some(figure.per_second),
+            (Work::Transfer, None) if callers == 256 => between_many = Some(figure.per_second),
             (Work::HotWallet, Some(many)) if alone => {
                 let share = ratio(figure.per_second, many);
                 figure.floors.push(Floor::of(Measure::OfManyWallets, HOT_WALLET_SHARE, share));
@@ -245,7 +255,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) async fn populate(ledger: &Ledger, wallets: u64) -> anyhow::Result<Self> {
+    pub(crate) async fn populate(ledger: &Ledger, wallets: u64, keys: Order) -> anyhow::Result<Self> {
         let currency: Currency = "USD".parse()?;
         let client = ClientId::from_uuid(Uuid::now_v7());
         let bench = Self {
@@ -256,7 +266,7 @@ impl Bench {
             too_much: Money::parse("1000000000000.00", currency)?,
             metadata: format!(r#"{{"clientId":"{client}","requestId":"req_{}"}}"#, Uuid::now_v7()).into(),
         };
-        let mut ids = Ids::new();
+        let mut ids = Ids::new(keys);
         let registered = Action::RegisterPartner {
             partner: bench.partner,
             name: "Bench".to_owned(),
@@ -291,6 +301,7 @@ impl Bench {
         ledger: &Ledger,
         work: Work,
         callers: usize,
+        keys: Order,
         time: Duration,
         seed: u64,
     ) -> anyhow::Result<Latencies> {
@@ -300,7 +311,7 @@ impl Bench {
         for caller in 0..callers {
             let (bench, ledger, latencies) = (self.clone(), ledger.clone(), latencies.clone());
             let mut random = Random::new(seed ^ (u64::try_from(caller)? << 32));
-            let mut ids = Ids::new();
+            let mut ids = Ids::new(keys);
             tasks.spawn(async move {
                 while Instant::now() < until {
                     let command = bench.command_for(work, &mut random, &mut ids);
@@ -373,31 +384,27 @@ impl Bench {
     /// Under a key of its own, as whatever moves money over HTTP.
     fn command(&self, caller: Caller, action: Action, ids: &mut Ids) -> Command {
         let mut request = [0; 32];
-        request[..16].copy_from_slice(&ids.sixteen());
-        request[16..].copy_from_slice(&ids.sixteen());
-        let key = Key { hash: ids.sixteen(), request };
+        request[..16].copy_from_slice(&sixteen(&mut ids.random));
+        request[16..].copy_from_slice(&sixteen(&mut ids.random));
+        let key = Key { hash: ids.keys.hash(&mut ids.random), request };
         let id = CommandId::from_uuid(ids.next());
         Command { id, key: Some(key), caller, action, metadata: self.metadata.clone() }
     }
 }
 
 /// Ids as the edge mints them, and bytes that look like hashes. Different in every run: the seed decides about wallets alone.
-pub(crate) struct Ids(Random);
+pub(crate) struct Ids {
+    random: Random,
+    keys: Order,
+}
 
 impl Ids {
-    pub(crate) fn new() -> Self {
-        Self(Random::new(Uuid::now_v7().as_u64_pair().1))
+    pub(crate) fn new(keys: Order) -> Self {
+        Self { random: Random::new(Uuid::now_v7().as_u64_pair().1), keys }
     }
 
     fn next(&mut self) -> Uuid {
         Uuid::now_v7()
-    }
-
-    fn sixteen(&mut self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.0.next().to_le_bytes());
-        bytes[8..].copy_from_slice(&self.0.next().to_le_bytes());
-        bytes
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::bail;
 use super::check::{self, Told};
 use super::figures::{Figure, Latencies, Parts};
 use super::floors::{Floor, Measure};
+use super::keys::{Keys, Order};
 use super::load::{Answer, Extent, Load, Pace, Sent};
 use super::machine::Meter;
 use super::random::Random;
@@ -23,38 +24,50 @@ struct Shape {
     size: usize,
     /// Not more transfers at a time than the engine takes on whatever the disk does.
     connections: usize,
+    /// Not those of the run.
+    keys: Option<Order>,
     floors: &'static [(Measure, f64)],
     floors_with_everything: &'static [(Measure, f64)],
 }
 
 const LAG: (Measure, f64) = (Measure::LagP99Millis, 1000.0);
 
-const SINGLE: [Shape; 2] = [
+const SINGLE: [Shape; 3] = [
     Shape {
         size: 1,
         connections: 64,
+        keys: None,
         floors: &[(Measure::Ratio, 4.0), (Measure::P50Millis, 3.0)],
         floors_with_everything: &[(Measure::Ratio, 3.0), LAG],
     },
     Shape {
         size: 1,
         connections: 256,
+        keys: None,
+        floors: &[(Measure::Ratio, 6.0)],
+        floors_with_everything: &[(Measure::Ratio, 4.0), LAG],
+    },
+    Shape {
+        size: 1,
+        connections: 256,
+        keys: Some(Order::Random),
         floors: &[(Measure::Ratio, 6.0)],
         floors_with_everything: &[(Measure::Ratio, 4.0), LAG],
     },
 ];
 const BATCHES: [Shape; 2] = [
-    Shape { size: 100, connections: 16, floors: &[], floors_with_everything: &[] },
+    Shape { size: 100, connections: 16, keys: None, floors: &[], floors_with_everything: &[] },
     Shape {
         size: 1000,
         connections: 3,
+        keys: None,
         floors: &[(Measure::Ratio, 15.0)],
         floors_with_everything: &[(Measure::Ratio, 9.0), LAG],
     },
 ];
 
-/// Of either.
 pub(crate) const MEASUREMENTS: u64 = SINGLE.len() as u64;
+pub(crate) const MEASUREMENTS_OF_BATCHES: u64 = BATCHES.len() as u64;
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -74,15 +87,16 @@ async fn measure(
     figures: &mut Vec<Figure>,
 ) -> anyhow::Result<()> {
     let server = Server::start(run.parts, run.wallets, run.steps).await?;
-    for Shape { size, connections, floors, floors_with_everything } in shapes {
-        run.steps.begin(format!("{workload}: {size} in a request, {connections} connections, {}", run.parts));
-        let capacity = Capacity { server: &server, size: *size, connections: *connections, seed: run.seed };
-        capacity.measure(&format!("warm-up-{size}-{connections}"), WARM_UP).await?;
+    for Shape { size, connections, keys, floors, floors_with_everything } in shapes {
+        let keys = keys.unwrap_or(run.keys);
+        let suffix = keys.suffix();
+        run.steps.begin(format!("{workload}: {size} in a request, {connections} connections{suffix}, {}", run.parts));
+        let capacity = Capacity { server: &server, size: *size, connections: *connections, keys, seed: run.seed };
+        capacity.measure(WARM_UP).await?;
         if run.parts == Parts::EverythingOn {
             lag::until_level(&server.database_url).await?;
         }
-        let name = format!("http-{size}-{connections}");
-        let (tally, sent, mut figure) = capacity.measure_with_meter(&name, run.time, run.parts).await?;
+        let (tally, sent, mut figure) = capacity.measure_with_meter(run.time, run.parts).await?;
         figure.workload = workload;
         let floors = if run.parts == Parts::EverythingOn { floors_with_everything } else { floors };
         figure.floors = floors.iter().map(|(measure, bound)| Floor::new(*measure, *bound)).collect();
@@ -100,23 +114,23 @@ pub(crate) struct Capacity<'a> {
     /// Transfers in a request.
     pub(crate) size: usize,
     pub(crate) connections: usize,
+    pub(crate) keys: Order,
     pub(crate) seed: u64,
 }
 
 impl Capacity<'_> {
-    pub(crate) async fn measure(&self, name: &str, time: Duration) -> anyhow::Result<(Tally, Sent)> {
+    pub(crate) async fn measure(&self, time: Duration) -> anyhow::Result<(Tally, Sent)> {
         let load = Load {
             address: self.server.address,
             connections: self.connections,
             pace: Pace::Closed,
             extent: Extent::Time(time),
         };
-        run_load(&load, self.server, self.size, name, self.seed, |_| ())
+        run_load(&load, self.server, self.size, &Keys::new(self.keys), self.seed, |_| ())
     }
 
     pub(crate) async fn measure_with_meter(
         &self,
-        name: &str,
         time: Duration,
         parts: Parts,
     ) -> anyhow::Result<(Tally, Sent, Figure)> {
@@ -124,7 +138,7 @@ impl Capacity<'_> {
         let position = check::head(url).await?;
         let watch = (parts == Parts::EverythingOn).then(|| lag::Watch::start(url));
         let meter = Meter::start(self.server.pid(), url).await?;
-        let (tally, sent) = self.measure(name, time).await?;
+        let (tally, sent) = self.measure(time).await?;
         let done = tally.accepted.count() * u64::try_from(self.size)?;
         let used = meter.stop(done).await?;
         let lag = match watch {
@@ -133,7 +147,7 @@ impl Capacity<'_> {
         };
         check::in_log_since(url, position, check::POSTED, done).await?;
         let variant = match self.size {
-            1 => format!("{} connections", self.connections),
+            1 => format!("{} connections{}", self.connections, self.keys.suffix()),
             size => format!("batches of {size}, {} conn.", self.connections),
         };
         let mut figure = Figure::new("http", parts, variant, done, sent.took);
@@ -204,25 +218,20 @@ impl Tally {
     }
 }
 
-/// The key of a request.
-pub(crate) fn key(name: &str, number: u64) -> String {
-    format!("{name}-{number:09}")
-}
-
-/// Requests of one name, numbered from zero; `seen` looks at every answer as well.
+/// Requests with these keys, numbered from zero; `seen` looks at every answer as well.
 pub(crate) fn run_load(
     load: &Load,
     server: &Server,
     size: usize,
-    name: &str,
+    keys: &Keys,
     seed: u64,
     mut seen: impl FnMut(&Answer<'_>),
 ) -> anyhow::Result<(Tally, Sent)> {
     let mut random = Random::new(seed);
     let mut tally = Tally::new();
     let write = |number, out: &mut Vec<u8>| match size {
-        1 => server.transfer(&server.partner, &key(name, number), &mut random, out),
-        size => server.batch(&server.partner, size, &key(name, number), &mut random, out),
+        1 => server.transfer(&server.partner, keys.of(number), &mut random, out),
+        size => server.batch(&server.partner, size, keys.of(number), &mut random, out),
     };
     let take = |answer: Answer<'_>| {
         tally.take(&answer);

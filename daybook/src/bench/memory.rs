@@ -5,6 +5,7 @@ use anyhow::bail;
 use super::figures::Figure;
 use super::floors::{Floor, Measure};
 use super::http::run_load;
+use super::keys::Keys;
 use super::load::{Extent, Load, Pace};
 use super::machine::{Meter, rss_mib};
 use super::server::Server;
@@ -26,7 +27,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let meter = Meter::start(server.pid(), url).await?;
     let (pace, extent) = (Pace::Closed, Extent::Count(transfers));
     let load = Load { address: server.address, connections: CONNECTIONS, pace, extent };
-    let (tally, sent) = run_load(&load, &server, 1, "memory", run.seed, |_| ())?;
+    let (tally, sent) = run_load(&load, &server, 1, &Keys::new(run.keys), run.seed, |_| ())?;
     let used = meter.stop(transfers).await?;
     if tally.accepted.count() != transfers {
         bail!("not every transfer was granted: {}", tally.statuses());

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::engine::{Bench, Ids, execute_all};
 use super::figures::{Figure, Latencies, Parts, ratio};
+use super::keys::Order;
 use super::machine::Meter;
 use super::random::Random;
 use super::server::Directory;
@@ -48,13 +49,13 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let url = stack.database_url();
     migrations::run(url).await?;
     let ledger = Ledger::start(url, Settings { keys_max: REMEMBERED, ..Settings::default() }).await?;
-    let bench = Arc::new(Bench::populate(&ledger, wallets).await?);
+    let bench = Arc::new(Bench::populate(&ledger, wallets, run.keys).await?);
     run.steps.say(format!("using {OLD} keys"));
-    let mut ids = Ids::new();
+    let mut ids = Ids::new(run.keys);
     let mut random = Random::new(seed);
     let old: Vec<Command> = (0..OLD).map(|_| bench.transfer(false, &mut random, &mut ids)).collect();
     execute_all(&ledger, old.clone()).await?;
-    let flood = Arc::new(Flood { old, next: AtomicUsize::new(0), replayed: AtomicU64::new(0) });
+    let flood = Arc::new(Flood { old, keys: run.keys, next: AtomicUsize::new(0), replayed: AtomicU64::new(0) });
 
     let mut alone = None;
     for (variant, repetitions) in [
@@ -91,6 +92,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
 /// Commands that were done long ago, and who repeats them.
 struct Flood {
     old: Vec<Command>,
+    keys: Order,
     next: AtomicUsize,
     replayed: AtomicU64,
 }
@@ -129,7 +131,7 @@ impl Flood {
         for caller in 0..CALLERS {
             let (bench, ledger, turns) = (bench.clone(), ledger.clone(), turns.clone());
             let mut random = Random::new(seed ^ (u64::try_from(caller)? << 32));
-            let mut ids = Ids::new();
+            let mut ids = Ids::new(self.keys);
             fresh.spawn(async move {
                 let mut took = Vec::new();
                 while Instant::now() < until {

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::figures::{Figure, Latencies, millis, ratio};
-use super::http::{Capacity, Tally, key, run_load};
+use super::http::{Capacity, Tally, run_load};
+use super::keys::{Keys, Order};
 use super::load::{Answer, Extent, Load, Pace};
 use super::machine::{Meter, rss_mib};
 use super::server::{Server, status_of};
@@ -37,14 +38,14 @@ const WINDOW: Duration = Duration::from_millis(500);
 pub(crate) const MEASUREMENTS: u64 = 3;
 
 pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
-    let Run { parts, seed, .. } = *run;
+    let Run { parts, seed, keys: order, .. } = *run;
     let (begin, say) = (|what: &str| run.steps.begin(format!("{what}, {parts}")), |what: &str| run.steps.say(what));
     let server = Server::start(parts, run.wallets, run.steps).await?;
     let url = &server.database_url;
     begin("overload: capacity, closed loop");
-    let closed = Capacity { server: &server, size: 1, connections: CAPACITY_CONNECTIONS, seed };
-    closed.measure("warm-up", WARM_UP).await?;
-    let (_, _, mut capacity) = closed.measure_with_meter("capacity", CAPACITY_TIME, parts).await?;
+    let closed = Capacity { server: &server, size: 1, connections: CAPACITY_CONNECTIONS, keys: order, seed };
+    closed.measure(WARM_UP).await?;
+    let (_, _, mut capacity) = closed.measure_with_meter(CAPACITY_TIME, parts).await?;
     capacity.workload = "overload";
     capacity.variant = format!("capacity, {CAPACITY_CONNECTIONS} connections");
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive, and small")]
@@ -52,7 +53,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
 
     say("overload: a light load, before");
     let light = Pace::Open { per_second: per_second / 5, waits: false };
-    let before = Windows::watch(&server, light, "before", seed)?;
+    let before = Windows::watch(&server, light, order, seed)?;
 
     let rate = TIMES * per_second;
     begin(&format!("overload: {rate} requests a second, open loop"));
@@ -66,20 +67,21 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
         pace: Pace::Open { per_second: rate, waits: false },
         extent: Extent::Time(run.time),
     };
-    let (tally, sent) = run_load(&load, &server, 1, "overload", seed, |_| ())?;
+    let keys = Keys::new(order);
+    let (tally, sent) = run_load(&load, &server, 1, &keys, seed, |_| ())?;
     let used = meter.stop(tally.accepted.count()).await?;
     let seen = watch.stop()?;
     say("overload: a light load, after");
-    let after = Windows::watch(&server, light, "after", seed)?;
+    let after = Windows::watch(&server, light, order, seed)?;
     begin("overload: capacity again");
-    let (_, _, mut capacity_after) = closed.measure_with_meter("capacity-after", CAPACITY_TIME, parts).await?;
+    let (_, _, mut capacity_after) = closed.measure_with_meter(CAPACITY_TIME, parts).await?;
     capacity_after.workload = "overload";
     capacity_after.variant = "capacity afterwards".to_owned();
     let rss_after = rss_mib(server.pid());
 
     say("overload: comparing answers and log");
     let verdict =
-        check::compare(url, position, server.partner.client, &tally.told, |number| key("overload", number)).await?;
+        check::compare(url, position, server.partner.client, &tally.told, |number| keys.of(number).to_string()).await?;
     server.stop().await?;
 
     let mut overload =
@@ -151,7 +153,7 @@ struct Windows {
 }
 
 impl Windows {
-    fn watch(server: &Server, pace: Pace, name: &str, seed: u64) -> anyhow::Result<Self> {
+    fn watch(server: &Server, pace: Pace, order: Order, seed: u64) -> anyhow::Result<Self> {
         let mut windows: Vec<(Latencies, bool)> = Vec::new();
         let seen = |answer: &Answer<'_>| {
             let due = answer.at.saturating_sub(answer.took);
@@ -165,7 +167,7 @@ impl Windows {
         };
         let load =
             Load { address: server.address, connections: CAPACITY_CONNECTIONS, pace, extent: Extent::Time(LIGHT_TIME) };
-        let (tally, _) = run_load(&load, server, 1, name, seed, seen)?;
+        let (tally, _) = run_load(&load, server, 1, &Keys::new(order), seed, seen)?;
         Ok(Self { all: tally.accepted, windows })
     }
 

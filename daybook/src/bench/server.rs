@@ -4,6 +4,7 @@
 //! own on a Postgres of ours: no feed, no views, no webhooks. The directory is the same for both, so a log that one has
 //! made can be continued by the other, after a clean end or after a kill.
 
+use std::fmt::Display;
 use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -159,12 +160,19 @@ impl Server {
     }
 
     /// A transfer of 1.00 between two wallets by chance, under a key of its own.
-    pub(crate) fn transfer(&self, partner: &Partner, key: &str, random: &mut Random, out: &mut Vec<u8>) {
+    pub(crate) fn transfer(&self, partner: &Partner, key: impl Display, random: &mut Random, out: &mut Vec<u8>) {
         self.post(&partner.token, "/v1/transactions/transfer", key, &partner.instruction(random), out);
     }
 
     /// So many such transfers in one request, each for itself.
-    pub(crate) fn batch(&self, partner: &Partner, size: usize, key: &str, random: &mut Random, out: &mut Vec<u8>) {
+    pub(crate) fn batch(
+        &self,
+        partner: &Partner,
+        size: usize,
+        key: impl Display,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) {
         let mut body = String::from(r#"{"atomic":false,"transactions":["#);
         for number in 0..size {
             body.push_str(if number == 0 { "" } else { "," });
@@ -183,7 +191,7 @@ impl Server {
         let load = Load { address: self.address, connections, pace: Pace::Closed, extent: Extent::Count(batches) };
         let mut failure = None;
         let write = |number, out: &mut Vec<u8>| {
-            self.batch(&self.partner, size, &format!("fill-{head}-{number}"), &mut random, out);
+            self.batch(&self.partner, size, format_args!("fill-{head}-{number}"), &mut random, out);
         };
         let take = |answer: Answer<'_>| {
             if answer.status != Some(201) {
@@ -202,7 +210,7 @@ impl Server {
         self.ask(&partner.token, "/v1/webhooks", key, &json!({ "url": url, "events": ["*"] })).map(drop)
     }
 
-    fn post(&self, token: &str, path: &str, key: &str, body: &str, out: &mut Vec<u8>) {
+    fn post(&self, token: &str, path: &str, key: impl Display, body: &str, out: &mut Vec<u8>) {
         write!(
             out,
             "POST {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
@@ -248,7 +256,8 @@ impl Server {
         let load = Load { address: self.address, connections: 64, pace: Pace::Closed, extent: Extent::Count(count) };
         let mut bodies = vec![Value::Null; usize::try_from(count)?];
         let mut failure = None;
-        let write = |number, out: &mut Vec<u8>| self.post(token, path, &format!("{key}-{number}"), &body(number), out);
+        let write =
+            |number, out: &mut Vec<u8>| self.post(token, path, format_args!("{key}-{number}"), &body(number), out);
         let take = |answer: Answer<'_>| match (answer.status, serde_json::from_slice(answer.body)) {
             (Some(200..=299), Ok(value)) => bodies[usize::try_from(answer.number).expect("counted")] = value,
             _ => failure = Some(said(path, &answer)),

@@ -85,8 +85,9 @@ fn kill_under_load(server: &mut Server, seed: u64) -> anyhow::Result<()> {
     let (pace, extent) = (Pace::Closed, Extent::Time(BEFORE_KILL * 2));
     let load = Load { address: server.address, connections: 3, pace, extent };
     let name = format!("killed-{pid}");
-    let write =
-        |number, out: &mut Vec<u8>| server.batch(&server.partner, 1000, &format!("{name}-{number}"), &mut random, out);
+    let write = |number, out: &mut Vec<u8>| {
+        server.batch(&server.partner, 1000, format_args!("{name}-{number}"), &mut random, out)
+    };
     let ended = tokio::task::block_in_place(|| load.run(write, |_| ()));
     killer.join().map_err(|_| anyhow::anyhow!("the thread that kills panicked"))?;
     anyhow::ensure!(ended.is_err(), "the server outlived its kill");

@@ -20,6 +20,7 @@ use sqlx::{Connection, PgConnection};
 use super::figures::{Figure, Parts, millis, ratio};
 use super::floors::{Floor, Measure};
 use super::http::{Capacity, run_load};
+use super::keys::Keys;
 use super::load::{Answer, Extent, Load, Pace};
 use super::machine::{Meter, Ticks, rss_mib, unwritten_mib};
 use super::server::Server;
@@ -35,6 +36,8 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const CAPACITY_TIME: Duration = Duration::from_secs(20);
 const SHARE: f64 = 0.7;
 const STALL: Duration = Duration::from_millis(50);
+/// What one in a hundred may take at most.
+const LATE: Duration = Duration::from_millis(20);
 
 /// Stalls in the table, the longest first; all of them are in the JSON.
 const SHOWN: usize = 12;
@@ -47,10 +50,10 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let server = Server::start(run.parts, run.wallets, run.steps).await?;
     let url = &server.database_url;
     run.steps.begin(format!("steady: capacity, closed loop, {}", run.parts));
-    let closed = Capacity { server: &server, size: 1, connections: CONNECTIONS, seed: run.seed };
-    closed.measure("warm-up", WARM_UP).await?;
+    let closed = Capacity { server: &server, size: 1, connections: CONNECTIONS, keys: run.keys, seed: run.seed };
+    closed.measure(WARM_UP).await?;
     let time = CAPACITY_TIME.min(run.time);
-    let (_, _, mut capacity) = closed.measure_with_meter("capacity", time, run.parts).await?;
+    let (_, _, mut capacity) = closed.measure_with_meter(time, run.parts).await?;
     capacity.workload = "steady";
     capacity.variant = format!("capacity, {CONNECTIONS} connections");
     let per_second = share(capacity.per_second).max(1);
@@ -63,6 +66,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let watch = Watch::start(url, server.pid());
     let meter = Meter::start(server.pid(), url).await?;
     let mut slowest = vec![Duration::ZERO; usize::try_from(seconds)? + 1];
+    let mut late = vec![(0, 0_u64); slowest.len()];
     let load = Load {
         address: server.address,
         connections: CONNECTIONS,
@@ -72,10 +76,12 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let seen = |answer: &Answer<'_>| {
         let due = answer.at.saturating_sub(answer.took);
         let last = slowest.len() - 1;
-        let second = &mut slowest[usize::try_from(due.as_secs()).map_or(last, |second| second.min(last))];
-        *second = answer.took.max(*second);
+        let second = usize::try_from(due.as_secs()).map_or(last, |second| second.min(last));
+        slowest[second] = answer.took.max(slowest[second]);
+        late[second].0 += u64::from(LATE < answer.took);
+        late[second].1 += 1;
     };
-    let (tally, sent) = run_load(&load, &server, 1, "steady", run.seed, seen)?;
+    let (tally, sent) = run_load(&load, &server, 1, &Keys::new(run.keys), run.seed, seen)?;
     let done = tally.accepted.count();
     let used = meter.stop(done).await?;
     let samples = watch.stop().await?;
@@ -87,7 +93,8 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
 
     let stalls = stalls(&slowest, &samples);
     let memory: Vec<u64> = samples.iter().map(|sample| sample.rss_mib).collect();
-    let mut figure = Figure::new("steady", run.parts, format!("{per_second}/s, open loop"), done, sent.took);
+    let mut figure =
+        Figure::new("steady", run.parts, format!("{per_second}/s, open loop{}", run.keys.suffix()), done, sent.took);
     figure.latency = tally.accepted.summary();
     figure.used = Some(used);
     figure.lag = lag;
@@ -105,6 +112,13 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let over_time: Vec<_> = memory.iter().step_by(step).chain([&end]).map(ToString::to_string).collect();
     figure.notes.push(format!("RSS over time, MiB: {}", over_time.join(", ")));
     figure.notes.push(format!("{} of {seconds} seconds had an answer slower than 50 ms", stalls.len()));
+    let bad = late.iter().filter(|(late, all)| *all < 100 * late);
+    figure.notes.push(format!(
+        "{} had more than one in a hundred slower than 20 ms: {} of all {}",
+        bad.clone().count(),
+        bad.map(|(late, _)| late).sum::<u64>(),
+        late.iter().map(|(late, _)| late).sum::<u64>(),
+    ));
     figure.notes.extend(common(&samples, &stalls));
     let mut longest: Vec<_> = stalls.iter().collect();
     longest.sort_by_key(|stall| std::cmp::Reverse(stall.took));
