@@ -42,13 +42,17 @@ create index on views.wallets (partner_id, position) where kind = 'SETTLEMENT';
 
 -- Which events of the log answer which question: an index of the log, and all that a movement of money writes here. A
 -- balance, a statement and a transaction are read from the events themselves, so they cannot say anything else.
--- The terms are listed in projector/src/postings.rs. Nothing is ever updated: vacuum has little to do but to freeze.
+-- The terms are listed in projector/src/postings.rs. Nothing is ever updated: vacuum freezes, early, as in ledger.events.
 create table views.postings (
     term uuid not null,       -- the question: a wallet, a partner, or the hash of something else that is asked by
     position bigint not null, -- an event that answers it; if the row has several, the last of them
     earlier bigint[],         -- those before it in the same page of the log, in order
     primary key (term, position)
-) with (autovacuum_vacuum_insert_scale_factor = 1.0);
+) with (
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 40000, autovacuum_freeze_min_age = 0
+);
+alter table views.postings
+    alter term set statistics 10, alter position set statistics 10, alter earlier set statistics 0;
 
 grant usage on schema views to daybook_projector;
 grant select, insert, update, delete on all tables in schema views to daybook_projector;

@@ -252,6 +252,38 @@ pub(super) async fn settings(server: Server) -> anyhow::Result<Findings> {
             "Set autovacuum = on and track_counts = on, and reload.",
         ));
     }
+    let slow: Vec<_> = [
+        (
+            number("max_wal_size") < 4096,
+            "max_wal_size below 4GB: frequent checkpoints, behind which pages are logged in full",
+        ),
+        (
+            matches!(value("wal_compression"), "on" | "pglz"),
+            "wal_compression by pglz: dearer than the event that it is for",
+        ),
+        (value("wal_init_zero") == "on", "wal_init_zero on: nobody commits while a new segment is filled with zeros"),
+        (
+            number("backend_flush_after") == 0,
+            "backend_flush_after 0: the kernel gathers pages, and the WAL waits for them",
+        ),
+        (
+            15 < number("autovacuum_naptime"),
+            "autovacuum_naptime above 15s: vacuum comes when the log's pages have left memory",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(slow, what)| slow.then_some(what))
+    .collect();
+    findings.push(if slow.is_empty() {
+        Finding::ok("tuning", "none of the settings that are known to make commits wait")
+    } else {
+        Finding::warning(
+            "tuning",
+            slow.join("; "),
+            "Nothing is at risk. Where latencies matter: wal_compression = lz4 (or off), max_wal_size = 8GB, wal_init_zero = off, \
+             backend_flush_after = 512kB, autovacuum_naptime = 5s, and reload.",
+        )
+    });
     if value("session_replication_role") != "origin" {
         findings.push(Finding::wrong(
             "session_replication_role",

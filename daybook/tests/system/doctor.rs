@@ -164,8 +164,14 @@ async fn what_is_broken_is_named_and_nothing_else() {
     assert_eq!((code, of_verdict(&report, "wrong")), (1, names(&["installation/file-rights"])), "{report:#}");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
 
+    execute(&mut owner, "alter database daybook set wal_compression = 'pglz'").await;
+    let (code, report) = doctor(&["--data-dir", data_dir]).await;
+    execute(&mut owner, "alter database daybook reset wal_compression").await;
+    assert!(code == 0 && of_verdict(&report, "warning").contains("postgres/tuning"), "slow, not wrong: {report:#}");
+
     let (code, report) = doctor(&["--data-dir", data_dir]).await;
     assert_eq!((code, of_verdict(&report, "wrong")), (0, names(&[])), "all is mended: {report:#}");
+    assert!(!of_verdict(&report, "warning").contains("postgres/tuning"), "{report:#}");
     owner.close().await.unwrap();
 }
 
