@@ -6,13 +6,15 @@
 //!
 //! Left out: when to write one, and what may then leave memory (ledger-engine).
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ledger_core::{Missing, Pages, PartnerId, WalletId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::hash::Hash;
@@ -23,8 +25,11 @@ use crate::{Head, Log, StoreError, within};
 /// How wallets and partners are written. A change of their shape takes the next number, and begins with an empty snapshot.
 const FORMAT: i16 = 1;
 
-/// Rows in one statement.
-const ROWS: usize = 4_096;
+/// Rows in one statement: what the server is kept from commits for at a time.
+const ROWS: usize = 256;
+
+/// Between two statements, at most, where commits are made meanwhile.
+const REST_MAX: Duration = Duration::from_millis(50);
 
 /// How long one statement of writing may take: the first may have to wait for another engine's snapshot.
 const WRITING: Duration = Duration::from_secs(30);
@@ -103,8 +108,14 @@ impl Snapshots {
 
     /// Brings the snapshot to a head: `changes` are all that changed since position `had`, where it must stand, or further.
     /// Nothing is written, and false answered, if another engine's snapshot is as far already: then that one has these
-    /// changes.
-    pub async fn write(&self, head: &Head, had: i64, changes: &Pages) -> Result<bool, SnapshotError> {
+    /// changes. While it `rests`, it waits after each statement for as long as that took, for others want the server too.
+    pub async fn write(
+        &self,
+        head: &Head,
+        had: i64,
+        changes: &Pages,
+        rests: &AtomicBool,
+    ) -> Result<bool, SnapshotError> {
         let mut tx = within(WRITING, self.pool.begin()).await?;
         // First of all: of two engines the second waits here or at the next statement, so their rows cannot lock each
         // other out.
@@ -135,7 +146,7 @@ impl Snapshots {
                  on conflict (format, id) do update set position = excluded.position, wallet = excluded.wallet
                  where known.position < excluded.position";
             let rows = wallets.iter().map(|(id, wallet, at)| (id.uuid(), *at, wallet));
-            write_rows(&mut tx, upsert, rows).await?;
+            write_rows(&mut tx, upsert, rows, rests).await?;
         }
         for partners in changes.partners.chunks(ROWS) {
             let upsert = "insert into ledger.book_partners as known (format, id, position, partner)
@@ -143,7 +154,7 @@ impl Snapshots {
                  on conflict (format, id) do update set position = excluded.position, partner = excluded.partner
                  where known.position < excluded.position";
             let rows = partners.iter().map(|(id, partner, at)| (id.uuid(), *at, partner));
-            write_rows(&mut tx, upsert, rows).await?;
+            write_rows(&mut tx, upsert, rows, rests).await?;
         }
         within(WRITING, tx.commit()).await?;
         Ok(true)
@@ -154,6 +165,7 @@ async fn write_rows<'a, T: Serialize + 'a>(
     connection: &mut PgConnection,
     upsert: &str,
     rows: impl Iterator<Item = (Uuid, i64, &'a T)>,
+    rests: &AtomicBool,
 ) -> Result<(), sqlx::Error> {
     let (mut ids, mut positions, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for (id, position, page) in rows {
@@ -161,8 +173,13 @@ async fn write_rows<'a, T: Serialize + 'a>(
         positions.push(position);
         texts.push(serde_json::to_string(page).expect("wallets and partners have no fallible serializers"));
     }
+    let begun = Instant::now();
     let upsert = sqlx::query(upsert).bind(FORMAT).bind(ids).bind(positions).bind(texts).execute(connection);
-    within(WRITING, upsert).await.map(|_| ())
+    within(WRITING, upsert).await?;
+    if rests.load(Ordering::Relaxed) {
+        sleep(begun.elapsed().min(REST_MAX)).await;
+    }
+    Ok(())
 }
 
 /// The rows of a left join that found something.

@@ -98,6 +98,10 @@ impl Batch {
         self.decisions
     }
 
+    pub(crate) fn commands(&self) -> usize {
+        self.decided.len()
+    }
+
     /// Since when the oldest of its commands waits.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         oldest(&self.decided)
@@ -136,6 +140,10 @@ pub(crate) struct Closed {
 impl Closed {
     pub(crate) fn usage(&self, key: &Key) -> KeyUse {
         usage(self.keys.get(&key.hash), key)
+    }
+
+    pub(crate) fn commands(&self) -> usize {
+        self.decided.len()
     }
 
     /// Tells every caller. The commit, if the batch had one, is in the log.

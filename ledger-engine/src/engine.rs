@@ -2,7 +2,7 @@
 //!
 //! While one batch is being appended, the next one is decided upon it, and sent after it over a second connection if it
 //! is worth a commit of its own; a third is decided meanwhile. When an append ends, its callers are answered and the next
-//! batch goes. A command that needs what is not in memory waits aside until that is read, and holds nobody up.
+//! batch goes, a small one after a moment in which more may come. A command that needs what is not in memory waits aside until that is read, and holds nobody up.
 //!
 //! Every failure of an append is sorted into one of: lost to another engine, a key that was used before the memory of
 //! this process, refused (nothing happened, say so), not done (try again for a while, then say so), unknown (send the
@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::future::{poll_fn, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -67,6 +67,9 @@ const READING: Duration = Duration::from_secs(30);
 /// longer than folding, and what is written is soon changed again.
 const REPLAYED_MAX: i64 = 4_000_000;
 
+/// With fewer commands at a time, nobody waits for others.
+const COMPANY_MIN: usize = 6;
+
 /// Between attempts to write a snapshot.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -87,6 +90,12 @@ pub(crate) struct Engine {
     sent: VecDeque<Sent>,
     /// When the last append ended.
     appended_at: Instant,
+    /// When a batch was last sent.
+    begun_at: Instant,
+    /// Commands that were here when the last append ended, in it and decided behind it: about so many may come again.
+    expected: usize,
+    /// Whether there may be more commands: there are handles left.
+    more: bool,
     /// When the log was last looked at for want of anything to do.
     looked_at: Instant,
     /// The batch that is being decided, upon the one before it.
@@ -128,6 +137,8 @@ struct Snapshot {
     writing: Option<JoinHandle<(i64, Result<bool, SnapshotError>)>>,
     /// When the attempt under way began.
     begun: Option<Instant>,
+    /// Whether it leaves the server to others half of the time.
+    rests: Arc<AtomicBool>,
 }
 
 impl Snapshot {
@@ -164,6 +175,9 @@ impl Engine {
             head,
             sent: VecDeque::with_capacity(SENT_MAX),
             appended_at: Instant::now(),
+            begun_at: Instant::now(),
+            expected: 0,
+            more: true,
             looked_at: Instant::now(),
             open: None,
             cold: Vec::new(),
@@ -172,7 +186,13 @@ impl Engine {
             contended: false,
             gathered: Vec::new(),
             wary: 0,
-            snapshot: Snapshot { position: head.position, not_before: Instant::now(), writing: None, begun: None },
+            snapshot: Snapshot {
+                position: head.position,
+                not_before: Instant::now(),
+                writing: None,
+                begun: None,
+                rests: Arc::new(AtomicBool::new(true)),
+            },
             settings,
         };
         METRICS.started("snapshot", begun.elapsed());
@@ -201,7 +221,10 @@ impl Engine {
             return; // callers that wait see the channel close
         }
         if self.snapshot.position < self.head.position
-            && let Err(error) = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await
+            && let Err(error) = self
+                .snapshots
+                .write(&self.head, self.snapshot.position, &self.book.changes(), &AtomicBool::new(false))
+                .await
         {
             tracing::warn!(%error, "no snapshot at the end: the next start reads more of the log");
         }
@@ -211,18 +234,19 @@ impl Engine {
     }
 
     async fn work(&mut self, commands: &mut mpsc::Receiver<Box<Job>>) -> Result<(), EngineError> {
-        let mut more = true;
         loop {
             METRICS.oldest(self.oldest());
             if self.is_gathered(commands.len()) {
                 self.send().await?;
             }
             self.load_cold();
+            // Nobody may wait for the snapshot, neither who stops us nor for want of room.
+            self.snapshot.rests.store(self.more && !self.is_full(), Ordering::Relaxed);
             self.start_snapshot();
             self.show();
             let mut room = self.room().min(AT_A_TIME);
             let idle = self.sent.is_empty() && self.loading.is_none() && self.snapshot.writing.is_none();
-            if !more && idle && self.cold.is_empty() {
+            if !self.more && idle && self.cold.is_empty() && self.open.is_none() {
                 return Ok(());
             }
             tokio::select! {
@@ -248,9 +272,9 @@ impl Engine {
                     self.snapshot_ended(position, written)?;
                 }
                 () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {}
-                first = commands.recv(), if more && 0 < room => {
+                first = commands.recv(), if self.more && 0 < room => {
                     METRICS.now(Doing::Deciding);
-                    more = first.is_some();
+                    self.more = first.is_some();
                     let mut next = first;
                     while let Some(job) = next {
                         room = room.saturating_sub(job.command.decisions());
@@ -258,6 +282,8 @@ impl Engine {
                         next = if 0 < room { commands.try_recv().ok() } else { None };
                     }
                 }
+                // Whatever was waited for when it was last looked at: by then it goes.
+                () = sleep_until(self.begun_at + self.settings.gather_within), if self.open.is_some() && self.sent.is_empty() => {}
                 () = sleep_until(self.looked_at + self.settings.look_every), if idle && self.open.is_none() && self.cold.is_empty() => {
                     METRICS.now(Doing::Reading);
                     self.look().await?;
@@ -289,18 +315,30 @@ impl Engine {
         [sent, open, first(&self.cold), self.loading_since, first(&self.gathered)].into_iter().flatten().min()
     }
 
-    /// Whether what is decided should go. What has come goes together; but when most of it is decided, and worth a commit, the
-    /// database need not wait for the rest.
+    /// Whether what is decided should go. What has come goes together, with who is expected soon; but when most of it is decided,
+    /// and worth a commit, the database need not wait for the rest.
     fn is_gathered(&self, queued: usize) -> bool {
-        let decided = self.open.as_ref().map_or(0, Batch::decisions);
-        queued == 0 || self.room() == 0 || self.settings.ahead_min.max(queued) <= decided
+        (queued == 0 && !self.waits()) || self.room() == 0 || self.settings.ahead_min.max(queued) <= self.decided()
+    }
+
+    fn decided(&self) -> usize {
+        self.open.as_ref().map_or(0, Batch::decisions)
+    }
+
+    /// A commit costs the machine what some twenty events in it do. Where many call, a small one gives those a moment who have
+    /// just been answered, or come on their own as often; when as many are here as there were, nobody waits (ADR 29).
+    fn waits(&self) -> bool {
+        let Some(batch) = &self.open else { return false };
+        let enough = self.settings.gather_min.min(self.expected);
+        let alone = enough < COMPANY_MIN || enough <= batch.commands() || batch.writes_nothing();
+        let until = self.begun_at + self.settings.gather_within;
+        self.more && self.sent.is_empty() && !alone && Instant::now() < until
     }
 
     /// How many more decisions may be taken up.
     fn room(&self) -> usize {
-        let decided = self.open.as_ref().map_or(0, Batch::decisions);
         let gathered: usize = self.gathered.iter().map(|job| job.command.decisions()).sum();
-        self.settings.batch_max.saturating_sub(decided + gathered)
+        self.settings.batch_max.saturating_sub(self.decided() + gathered)
     }
 
     /// Decides a command, or puts it where it waits for what it lacks.
@@ -381,7 +419,8 @@ impl Engine {
                 let writer = self.writers.pop().expect("there is one for each batch that may be on its way");
                 let attempt = if ahead { Attempt::Ahead } else { Attempt::First };
                 let append = begin(appending(writer, commit, attempt)).await;
-                self.sent.push_back(Sent { closed, head, at: Instant::now(), ahead, append });
+                self.begun_at = Instant::now();
+                self.sent.push_back(Sent { closed, head, at: self.begun_at, ahead, append });
                 Ok(())
             }
             (None, closed) if vouched => {
@@ -403,6 +442,8 @@ impl Engine {
             self.sent.push_front(sent);
             return Ok(None);
         }
+        let behind = self.sent.iter().map(|sent| sent.closed.commands()).sum::<usize>();
+        self.expected = sent.closed.commands() + behind + self.open.as_ref().map_or(0, Batch::commands);
         self.writers.push(writer);
         self.measured(sent.at, &appended);
         let again = match appended {
@@ -707,10 +748,14 @@ impl Engine {
         if Instant::now() < self.snapshot.not_before {
             return Ok(());
         }
+        self.snapshot.rests.store(false, Ordering::Relaxed);
         let (position, written) = match self.snapshot.writing.take() {
             Some(mut writing) => ended(Some(&mut writing)).await,
             None => {
-                let written = self.snapshots.write(&self.head, self.snapshot.position, &self.book.changes()).await;
+                let written = self
+                    .snapshots
+                    .write(&self.head, self.snapshot.position, &self.book.changes(), &AtomicBool::new(false))
+                    .await;
                 (self.head.position, written)
             }
         };
@@ -782,9 +827,9 @@ impl Engine {
         if snapshot.writing.is_some() || !self.snapshot_is_due(every) || Instant::now() < snapshot.not_before {
             return;
         }
-        let (snapshots, head, had, changes) =
-            (self.snapshots.clone(), self.head, snapshot.position, self.book.changes());
-        let write = async move { (head.position, snapshots.write(&head, had, &changes).await) };
+        let (snapshots, head, had, changes, rests) =
+            (self.snapshots.clone(), self.head, snapshot.position, self.book.changes(), snapshot.rests.clone());
+        let write = async move { (head.position, snapshots.write(&head, had, &changes, &rests).await) };
         self.snapshot.writing = Some(tokio::spawn(write));
         self.snapshot.begun = Some(Instant::now());
     }

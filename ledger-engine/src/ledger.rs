@@ -58,6 +58,10 @@ pub struct Settings {
     pub batch_max: usize,
     /// Decisions that make it worth while to send a batch before the one that it follows is through.
     pub ahead_min: usize,
+    /// Commands that are enough for a commit. With fewer it may wait for as many as were here a moment ago.
+    pub gather_min: usize,
+    /// How long after the last commit was begun it waits for them, about.
+    pub gather_within: Duration,
     /// Idempotency keys kept in memory.
     pub keys_max: usize,
     /// Wallets kept in memory, about: those that changed since the last snapshot must stay, up to twice this.
@@ -82,9 +86,11 @@ impl Default for Settings {
             wait_expected_max: Duration::from_millis(250),
             batch_max: 1_024,
             ahead_min: 96,
+            gather_min: 32,
+            gather_within: Duration::from_millis(3),
             keys_max: 200_000,
             wallets_max: 400_000,
-            snapshot_every: 200_000,
+            snapshot_every: 500_000,
             look_every: Duration::from_secs(1),
             answer_within: Duration::from_secs(15),
             traces: false,

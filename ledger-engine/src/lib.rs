@@ -5,7 +5,7 @@
 //!
 //! # Why one task
 //! Decisions are made in memory, in order, by one task, so a hot wallet costs nothing extra and no lock is ever
-//! taken on a wallet. While one append is in flight, the commands that come are decided into the next. No timers.
+//! taken on a wallet. While one append is in flight, the commands that come are decided into the next.
 //!
 //! # Why memory is bounded
 //! The book holds what changed since its last snapshot, and what was looked at lately. A command about anything else

@@ -77,6 +77,8 @@ struct Told {
 fn settings(random: &mut Random) -> Settings {
     Settings {
         ahead_min: 1 + random.below(4),
+        gather_min: random.below(12),
+        gather_within: Duration::from_millis(random.below(20) as u64),
         wallets_max: 3 + random.below(10),
         snapshot_every: 3 + random.below(30) as i64,
         keys_max: 1 + random.below(8),

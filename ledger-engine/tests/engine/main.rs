@@ -7,12 +7,13 @@ mod memory;
 mod world;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_store::EventFilter;
 use ledger_core::*;
 use ledger_engine::{CommandError, Ledger, Settings};
 use sqlx::{Connection, PgConnection};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -93,6 +94,75 @@ async fn fifty_equal_calls_at_once_move_money_once() {
     ids.dedup();
     assert_eq!(ids.len(), 1, "all fifty are told of the same transaction, by either engine");
     assert_eq!(world.balance(b).await, "1.00");
+}
+
+/// So many callers come `times` times, the first at once again, each other one a pause later; how many commits that made, and
+/// how long it took.
+async fn call(world: &World, ledger: &Ledger, callers: i64, times: i64, pause: Duration) -> (i64, Duration) {
+    let (a, b) = (world.wallet(ledger, "1000.00").await, world.wallet(ledger, "0").await);
+    let before = world.log().await.head().await.unwrap();
+    let begun = Instant::now();
+    let mut calls = JoinSet::new();
+    for place in 0..u32::try_from(callers).unwrap() {
+        let commands: Vec<_> = (0..times).map(|_| world.transfer(None, a, b, "1.00")).collect();
+        let ledger = ledger.clone();
+        calls.spawn(async move {
+            for command in commands {
+                ledger.execute(command).await.unwrap();
+                sleep(pause * place).await;
+            }
+        });
+    }
+    calls.join_all().await;
+    let took = begun.elapsed();
+    let head = world.log().await.head().await.unwrap();
+    assert_eq!(head.position - before.position, callers * times);
+    (head.commit - before.commit, took)
+}
+
+#[tokio::test]
+async fn many_callers_who_come_again_share_commits_and_few_do_not_wait_for_each_other() {
+    let (world, first) = World::new().await;
+    first.stop(PATIENCE).await;
+    let gather_within = Duration::from_secs(3);
+    let ledger = world.engine(Settings { gather_min: 8, gather_within, ..Settings::default() }).await;
+    let (commits, took) = call(&world, &ledger, 8, 20, Duration::from_millis(4)).await;
+    assert!(commits <= 25, "eight callers came twenty times in {commits} commits");
+    // Whoever is the last to come again waits in vain, once for each that has left.
+    assert!(took < 8 * gather_within, "{took:?}");
+    let (commits, _) = call(&world, &ledger, 2, 20, Duration::from_millis(4)).await;
+    assert!(25 < commits, "of two callers one waited for the other's pause: {commits} commits");
+    ledger.stop(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_small_commit_goes_when_its_time_is_over_or_the_engine_is_stopped() {
+    let (world, first) = World::new().await;
+    first.stop(PATIENCE).await;
+    let patient = |gather_within| Settings { gather_min: 8, gather_within, ..Settings::default() };
+    for (gather_within, stop) in [(Duration::from_millis(300), false), (Duration::from_secs(3_600), true)] {
+        let ledger = world.engine(patient(gather_within)).await;
+        let (a, b) = (world.wallet(&ledger, "20.00").await, world.wallet(&ledger, "0").await);
+        let spawn_all =
+            |count| (0..count).map(|_| spawn(&ledger, world.transfer(None, a, b, "1.00"))).collect::<Vec<_>>();
+        for call in spawn_all(8) {
+            timeout(PATIENCE, call).await.expect("nobody is waited for").unwrap().unwrap();
+        }
+        let three = spawn_all(3); // which wait for five more
+        if stop {
+            sleep(Duration::from_millis(100)).await; // whether they wait by then or not: they are executed
+            assert!(three.iter().all(|call| !call.is_finished()), "they wait");
+            ledger.stop(PATIENCE).await;
+        }
+        for call in three {
+            let receipt = timeout(PATIENCE, call).await.expect("in time").unwrap().unwrap();
+            assert_eq!(event_types(&receipt), ["TransactionPosted"]);
+        }
+        assert_eq!(world.balance(b).await, "11.00");
+        if !stop {
+            ledger.stop(PATIENCE).await;
+        }
+    }
 }
 
 #[tokio::test]
