@@ -2,7 +2,11 @@
 //!
 //! A connection whose question was dropped half-way, because it took too long or nobody wanted the answer any more, goes
 //! back to its pool, which asks it for a sign of life and waits for that without a bound. If its peer vanished without a
-//! word, the place in the pool would be lost for as long as TCP hopes: a quarter of an hour, or for ever.
+//! word, the place in the pool would be lost for as long as TCP hopes: a quarter of an hour, or for ever. So it is asked here
+//! first, with a bound.
+//!
+//! Left open: sqlx then asks once more, without one. A peer that falls silent between the two, within a fraction of a
+//! millisecond, still takes the place with it.
 
 use std::time::Duration;
 

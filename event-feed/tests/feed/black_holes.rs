@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use event_feed::{FeedSettings, Log};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::ledger::{Follower, Ledger, Running};
 use crate::outages::relayed;
@@ -89,6 +89,12 @@ async fn a_pool_whose_only_connection_fell_silent_has_a_new_one_soon() {
     };
     for idle in [Duration::ZERO, Duration::from_millis(1_200)] {
         ask().await.unwrap();
+        let returned = async || {
+            while pool.num_idle() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await
+            }
+        };
+        timeout(Duration::from_secs(10), returned()).await.expect("the connection is back in its pool");
         tokio::time::sleep(idle).await; // long enough to be asked for a sign of life first, or not
         proxy.freeze();
         let began = Instant::now();
