@@ -31,6 +31,9 @@ const ROWS: usize = 256;
 /// Between two statements, at most, where commits are made meanwhile.
 const REST_MAX: Duration = Duration::from_millis(50);
 
+/// From here on it hurries: another engine waits for the first row no longer than [`WRITING`].
+const RESTING: Duration = Duration::from_secs(10);
+
 /// How long one statement of writing may take: the first may have to wait for another engine's snapshot.
 const WRITING: Duration = Duration::from_secs(30);
 
@@ -116,6 +119,8 @@ impl Snapshots {
         changes: &Pages,
         rests: &AtomicBool,
     ) -> Result<bool, SnapshotError> {
+        let resting_until = Instant::now() + RESTING;
+        let rests = || rests.load(Ordering::Relaxed) && Instant::now() < resting_until;
         let mut tx = within(WRITING, self.pool.begin()).await?;
         // First of all: of two engines the second waits here or at the next statement, so their rows cannot lock each
         // other out.
@@ -146,7 +151,7 @@ impl Snapshots {
                  on conflict (format, id) do update set position = excluded.position, wallet = excluded.wallet
                  where known.position < excluded.position";
             let rows = wallets.iter().map(|(id, wallet, at)| (id.uuid(), *at, wallet));
-            write_rows(&mut tx, upsert, rows, rests).await?;
+            write_rows(&mut tx, upsert, rows, &rests).await?;
         }
         for partners in changes.partners.chunks(ROWS) {
             let upsert = "insert into ledger.book_partners as known (format, id, position, partner)
@@ -154,7 +159,7 @@ impl Snapshots {
                  on conflict (format, id) do update set position = excluded.position, partner = excluded.partner
                  where known.position < excluded.position";
             let rows = partners.iter().map(|(id, partner, at)| (id.uuid(), *at, partner));
-            write_rows(&mut tx, upsert, rows, rests).await?;
+            write_rows(&mut tx, upsert, rows, &rests).await?;
         }
         within(WRITING, tx.commit()).await?;
         Ok(true)
@@ -165,7 +170,7 @@ async fn write_rows<'a, T: Serialize + 'a>(
     connection: &mut PgConnection,
     upsert: &str,
     rows: impl Iterator<Item = (Uuid, i64, &'a T)>,
-    rests: &AtomicBool,
+    rests: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), sqlx::Error> {
     let (mut ids, mut positions, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for (id, position, page) in rows {
@@ -176,7 +181,7 @@ async fn write_rows<'a, T: Serialize + 'a>(
     let begun = Instant::now();
     let upsert = sqlx::query(upsert).bind(FORMAT).bind(ids).bind(positions).bind(texts).execute(connection);
     within(WRITING, upsert).await?;
-    if rests.load(Ordering::Relaxed) {
+    if rests() {
         sleep(begun.elapsed().min(REST_MAX)).await;
     }
     Ok(())
