@@ -2,7 +2,8 @@
 //!
 //! While one batch is being appended, the next one is decided upon it, and sent after it over a second connection if it
 //! is worth a commit of its own; a third is decided meanwhile. When an append ends, its callers are answered and the next
-//! batch goes, a small one after a moment in which more may come. A command that needs what is not in memory waits aside until that is read, and holds nobody up.
+//! batch goes, a small one after a moment in which more may come. A command that needs what is not in memory waits aside until
+//! that is read, and holds nobody up.
 //!
 //! Every failure of an append is sorted into one of: lost to another engine, a key that was used before the memory of
 //! this process, refused (nothing happened, say so), not done (try again for a while, then say so), unknown (send the
