@@ -99,7 +99,7 @@ impl Done {
         struct Metadata {
             request_id: Option<String>,
         }
-        let metadata = self.receipt.events.first().map(|event| serde_json::from_str::<Metadata>(&event.metadata));
+        let metadata = self.receipt.events().first().map(|event| serde_json::from_str::<Metadata>(&event.metadata));
         let problem = match metadata {
             Some(Ok(Metadata { request_id: Some(id) })) => problem.request_id(&id),
             _ => problem,

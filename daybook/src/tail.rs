@@ -323,7 +323,7 @@ impl Filter {
 
     /// All but the partner, which the event may not name.
     fn passes(&self, event: &RecordedEvent) -> bool {
-        let of_type = self.types.is_empty() || self.types.contains(&event.event_type);
+        let of_type = self.types.is_empty() || self.types.iter().any(|wanted| *wanted == event.event_type);
         let of_transaction = self.transaction.is_none_or(|wanted| event.aggregate_id == wanted.to_string());
         of_type && of_transaction && self.wallet.is_none_or(|wanted| touches(event, wanted))
     }

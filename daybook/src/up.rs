@@ -127,7 +127,11 @@ pub(crate) async fn serve(
     let bank_listener = listen_for_bank(&mut installation, &options.data_dir).await?;
     let bank_url = url_of(bank_listener.local_addr()?);
 
-    let engine = ledger_engine::Settings { traces: runtime::trace::is_on(), ..ledger_engine::Settings::default() };
+    let engine = ledger_engine::Settings {
+        traces: runtime::trace::is_on(),
+        keep_recent: true,
+        ..ledger_engine::Settings::default()
+    };
     let ledger = Ledger::start(database_url, engine).await.context("reading the log")?;
     if !options.no_demo {
         register_demo_partner(&ledger, &access, &installation).await.context("registering the demo partner")?;
@@ -137,9 +141,13 @@ pub(crate) async fn serve(
 
     let log = Log::new(event_store::connect(database_url, "daybook_reader", 4).await?);
     let feed = FeedSettings::of(&log, Some(nats_url.to_owned())).await?.in_one_process();
+    let relayed = match ledger.recent() {
+        Some(recent) => log.with_recent(recent.clone()),
+        None => log,
+    };
     let services = Services { database_url, base_url: &base_url, bank_url: &bank_url, feed, seal: &seal };
     let mut tasks = Tasks::new(shutdown);
-    tasks.spawn("relay", relay::run(log, services.feed.clone(), shutdown.clone()));
+    tasks.spawn("relay", relay::run(relayed, services.feed.clone(), shutdown.clone()));
     tasks.spawn("bank", bank(bank_listener, &installation, &options.data_dir, shutdown));
     let router = services.start(options, &installation, &ledger, &access, &mut tasks, shutdown).await?;
     let limits = Limits { always: command_api::ALWAYS, drain_time: Duration::from_secs(5), ..Limits::default() };

@@ -13,7 +13,7 @@ use event_store::{Commit, Log, StoreError};
 use percent_encoding::percent_decode_str;
 use tokio_util::sync::CancellationToken;
 
-use crate::beside::{Beside, bytes_of};
+use crate::beside::Beside;
 
 /// Where the bus is, and which of its streams is this ledger's.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ pub(crate) fn difference(asked: &stream::Config, given: &stream::Config) -> Opti
 /// A commit as a body of so many bytes at most, without its events if need be.
 pub(crate) fn write(commit: &Commit, bytes_max: usize) -> Bytes {
     // Written in full it would be longer still.
-    if bytes_max < bytes_of(commit) {
+    if bytes_max < commit.bytes() {
         return bare(commit);
     }
     let body = serde_json::to_vec(commit).expect("payload and metadata were JSON when Postgres took them");

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::beside::{self, Beside};
+use crate::beside::Beside;
 use crate::bus;
 use crate::bus::FeedSettings;
 use crate::metrics::Following;
@@ -168,11 +168,10 @@ impl Follow {
         loop {
             if self.behind {
                 let commits = self.reader.commits_after(self.last, PAGE_EVENTS).await?;
-                let commits: Vec<_> = commits.into_iter().map(Arc::new).collect();
                 // A page that is not full ends where the log did. Under load there always is a next one: who first had to
                 // find nothing would read Postgres for ever.
                 let events: usize = commits.iter().map(|commit| commit.events.len()).sum();
-                let bytes: usize = commits.iter().map(|commit| beside::bytes_of(commit)).sum();
+                let bytes: usize = commits.iter().map(|commit| commit.bytes()).sum();
                 let level = events < PAGE_EVENTS as usize / 2 && bytes < PAGE_BYTES / 2;
                 let page = if commits.is_empty() { commits } else { self.take_from_log(end, commits)? };
                 if level {
@@ -255,8 +254,7 @@ impl Follow {
                     last = commit.number;
                     end = End { position: commit.last, chain: commit.chain };
                     events += commit.last - commit.first + 1;
-                    bytes +=
-                        commit.events.iter().map(|event| event.payload.len() + event.metadata.len()).sum::<usize>();
+                    bytes += commit.bytes();
                     page.push(Arc::new(commit));
                 }
                 _ => {

@@ -5,6 +5,8 @@
 //! A stream that is gone, far behind, of another history or of another shape is made anew from the head: followers
 //! read what they miss in Postgres.
 //!
+//! Beside an engine, what that has appended is read in its memory of the log (`event_store::Recent`) instead of in Postgres.
+//!
 //! # Why it polls
 //! `notify` in the append would take a lock across the whole cluster at every commit, on the one road that all
 //! commits share. Asking an index for what comes after a number costs some 50 µs, here and not there.
@@ -178,7 +180,6 @@ impl Relay {
         loop {
             sleep_until(next).await;
             let commits = session.log.commits_after(cursor.relayed, PAGE_EVENTS).await.context("reading the log")?;
-            let commits: Vec<_> = commits.into_iter().map(Arc::new).collect();
             if let Some(beside) = beside {
                 beside.tell(&commits);
             }

@@ -81,11 +81,11 @@ impl OpenCommit {
             position: self.next(),
             commit: self.head.commit + 1,
             command_id: draft.command,
-            aggregate_type: draft.event.aggregate_type().to_owned(),
+            aggregate_type: draft.event.aggregate_type().into(),
             aggregate_id: draft.event.aggregate_id(),
             sequence: draft.sequence,
-            event_type: draft.event.event_type().to_owned(),
-            event_version: draft.event.event_version().to_owned(),
+            event_type: draft.event.event_type().into(),
+            event_version: draft.event.event_version().into(),
             payload: draft.event.payload(),
             metadata: draft.metadata,
             recorded_at: self.recorded_at,
@@ -116,6 +116,11 @@ impl Commit {
             open.push(draft.clone());
         }
         open.seal()
+    }
+
+    /// What it takes, nearly: its payloads and metadata.
+    pub fn bytes(&self) -> usize {
+        self.events.iter().map(|event| event.payload.len() + event.metadata.len()).sum()
     }
 
     /// The head of a log that ends with this commit.

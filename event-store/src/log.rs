@@ -10,12 +10,13 @@ use time::OffsetDateTime;
 
 use crate::record::{COLUMNS, from_row, sized};
 use crate::writer::in_time;
-use crate::{Commit, Head, RecordedEvent, StoreError};
+use crate::{Commit, Head, Recent, RecordedEvent, StoreError};
 
 /// The log, for any role that may read the schema `ledger`.
 #[derive(Clone, Debug)]
 pub struct Log {
     pool: PgPool,
+    recent: Option<Recent>,
 }
 
 /// Which events of the log are wanted; nothing set means all.
@@ -35,14 +36,24 @@ pub struct Behind {
 }
 
 /// Payloads and metadata in one page of commits; its last commit may go beyond it.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(crate) const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Events in one page of commits, whatever is asked for.
 const EVENTS_MAX: i64 = 1 << 32;
 
 impl Log {
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, recent: None }
+    }
+
+    /// With the memory of an engine of this process, for the readers beside it.
+    #[must_use]
+    pub fn with_recent(self, recent: Recent) -> Self {
+        Self { recent: Some(recent), ..self }
+    }
+
+    pub(crate) fn recent(&self) -> Option<&Recent> {
+        self.recent.as_ref()
     }
 
     pub fn pool(&self) -> &PgPool {

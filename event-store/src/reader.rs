@@ -5,6 +5,7 @@
 //! for as long as TCP hopes. Here every answer has a bound, and a connection that was late, that failed, or whose
 //! question was dropped half-way is closed and never used again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ledger_core::LedgerId;
@@ -13,9 +14,9 @@ use sqlx::{ConnectOptions, PgConnection};
 use tokio::time::timeout;
 
 use crate::hash::Hash;
-use crate::log::{commits_after, head, ledger_id};
+use crate::log::{BYTES_MAX, commits_after, head, ledger_id};
 use crate::record::sized;
-use crate::{Commit, Head, Log, StoreError};
+use crate::{Commit, Head, Log, Recent, StoreError};
 
 /// How long Postgres may take to answer, a new connection included.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,14 +33,15 @@ pub(crate) const SILENCE: [(&str, u32); 3] =
 pub struct Reader {
     options: PgConnectOptions,
     connection: Option<PgConnection>,
+    recent: Option<Recent>,
 }
 
 impl Reader {
-    /// As the same role, in the same database.
+    /// As the same role, in the same database, with the same memory.
     pub fn beside(log: &Log) -> Self {
         let options = log.pool().connect_options().as_ref().clone();
         let options = options.options([("statement_timeout", STATEMENT_MILLIS)]).options(SILENCE);
-        Self { options, connection: None }
+        Self { options, connection: None, recent: log.recent().cloned() }
     }
 
     pub async fn ledger_id(&mut self) -> Result<LedgerId, StoreError> {
@@ -50,9 +52,14 @@ impl Reader {
         self.ask(async |connection| head(connection).await).await
     }
 
-    /// As [`Log::commits_after`].
-    pub async fn commits_after(&mut self, commit: i64, events_max: i64) -> Result<Vec<Commit>, StoreError> {
-        self.ask(async |connection| commits_after(connection, commit, events_max).await).await
+    /// As [`Log::commits_after`], from memory where the next commit is there.
+    pub async fn commits_after(&mut self, commit: i64, events_max: i64) -> Result<Vec<Arc<Commit>>, StoreError> {
+        let recent = self.recent.as_ref().map(|recent| recent.after(commit, events_max, BYTES_MAX));
+        if let Some(commits) = recent.filter(|commits| !commits.is_empty()) {
+            return Ok(commits);
+        }
+        let read = self.ask(async |connection| commits_after(connection, commit, events_max).await).await?;
+        Ok(read.into_iter().map(Arc::new).collect())
     }
 
     /// The chain of a commit, if it is in the log.

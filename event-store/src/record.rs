@@ -1,5 +1,7 @@
 //! An event as the log keeps it, and its one JSON form: in `/v1/events`, in exports and on the bus.
 
+use std::borrow::Cow;
+
 use ledger_core::{CommandId, CorruptEvent, Event, EventId, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -15,11 +17,12 @@ pub struct RecordedEvent {
     pub position: i64,
     pub commit: i64,
     pub command_id: CommandId,
-    pub aggregate_type: String,
+    /// One of few, as the next two: the text of this program where it wrote the event.
+    pub aggregate_type: Cow<'static, str>,
     pub aggregate_id: String,
     pub sequence: i64,
-    pub event_type: String,
-    pub event_version: String,
+    pub event_type: Cow<'static, str>,
+    pub event_version: Cow<'static, str>,
     /// JSON, byte for byte as stored.
     pub payload: String,
     /// JSON, byte for byte as stored.
@@ -141,11 +144,11 @@ impl From<EventRow<'_>> for RecordedEvent {
             position: row.position,
             commit: row.commit,
             command_id: row.command_id,
-            aggregate_type: row.aggregate_type.to_owned(),
+            aggregate_type: row.aggregate_type.to_owned().into(),
             aggregate_id: row.aggregate_id.to_owned(),
             sequence: row.sequence,
-            event_type: row.event_type.to_owned(),
-            event_version: row.event_version.to_owned(),
+            event_type: row.event_type.to_owned().into(),
+            event_version: row.event_version.to_owned().into(),
             payload: row.payload.to_owned(),
             metadata: row.metadata.to_owned(),
             recorded_at: row.recorded_at,
@@ -284,11 +287,11 @@ impl<'de> Deserialize<'de> for RecordedEvent {
             position: read.position,
             commit: read.commit,
             command_id: read.command_id,
-            aggregate_type: read.aggregate_type,
+            aggregate_type: read.aggregate_type.into(),
             aggregate_id: read.aggregate_id,
             sequence: read.sequence,
-            event_type: read.event_type,
-            event_version: read.event_version,
+            event_type: read.event_type.into(),
+            event_version: read.event_version.into(),
             payload: read.payload.get().to_owned(),
             metadata: read.metadata.get().to_owned(),
             recorded_at: read.recorded_at,

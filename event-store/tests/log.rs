@@ -99,7 +99,7 @@ async fn a_stream_is_read_over_an_index_whatever_it_is_of_and_however_often() {
     assert!(matches!(writer.append(&seal(&commit.head(), &drafts[1..2])).await, Err(AppendError::KeyTaken)));
     let mut reader = PgConnection::connect(database.url()).await.unwrap();
     for event in &commit.events[..30] {
-        let (kind, id) = (event.aggregate_type.as_str(), event.aggregate_id.as_str());
+        let (kind, id) = (event.aggregate_type.as_ref(), event.aggregate_id.as_str());
         assert_eq!(log.stream(kind, id, i64::MAX).await.unwrap(), std::slice::from_ref(event));
         assert_eq!(log.streams(kind, &[id.to_owned()]).await.unwrap(), std::slice::from_ref(event));
         // As postgres-es asks, which binds the type: planned anew for each value, for a plan for all of them is dear.
@@ -269,8 +269,8 @@ async fn postgres_es_reads_the_table_with_its_own_repository() {
     let pool = connect(database.url(), "daybook_reader", 1).await.unwrap();
     let repository = PostgresEventRepository::new(pool).with_tables("ledger.events", "ledger.no_snapshots");
     let [stored] = repository.get_events::<Wallet>(&commit.events[0].aggregate_id).await.unwrap().try_into().unwrap();
-    assert_eq!((stored.aggregate_type.as_str(), stored.sequence), (Wallet::TYPE, 1));
-    assert_eq!((stored.event_type.as_str(), stored.event_version.as_str()), ("WalletOpened", "1.0.0"));
+    assert_eq!((stored.aggregate_type.as_ref(), stored.sequence), (Wallet::TYPE, 1));
+    assert_eq!((stored.event_type.as_ref(), stored.event_version.as_ref()), ("WalletOpened", "1.0.0"));
     let mut wallet = Wallet::default();
     wallet.apply(serde_json::from_value(stored.payload).unwrap());
     assert_eq!(wallet.opened.unwrap().user.as_deref(), Some("user-1"));

@@ -1,13 +1,14 @@
 //! Commands decided together: the commit that they become, and what each caller is told once that is in the log.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use event_store::{Commit, Draft, Head, OpenCommit};
 use ledger_core::{Book, Event, Key, Mark, Refusal, Timestamp};
 
 use crate::keys::{KeyUse, usage};
-use crate::ledger::{CommandError, Decided, Job};
+use crate::ledger::{CommandError, Decided, Job, Written};
 use crate::metrics::{METRICS, Tally};
 use crate::trace::{self, Appended};
 
@@ -147,7 +148,7 @@ impl Closed {
     }
 
     /// Tells every caller. The commit, if the batch had one, is in the log.
-    pub(crate) fn answer(self, commit: Option<Commit>) {
+    pub(crate) fn answer(self, commit: Option<Arc<Commit>>) {
         if let Some(commit) = &commit {
             METRICS.committed(commit.number, commit.last, self.decisions, commit.events.len());
             self.tally.publish();
@@ -159,7 +160,7 @@ impl Closed {
             begun: self.at,
         });
         let mut traces = Vec::new();
-        let mut events = commit.map(|commit| commit.events).unwrap_or_default().into_iter();
+        let mut place = 0;
         for (mut job, outcome) in self.decided {
             if let Some(mut trace) = job.trace.take() {
                 trace.appended = matches!(outcome, Outcome::Appended(_));
@@ -167,7 +168,10 @@ impl Closed {
             }
             let answer = match outcome {
                 Outcome::Appended(decided) => {
-                    Ok(Decided::Appended(events.by_ref().take(decided.len()).collect(), decided))
+                    let places = place..place + decided.len();
+                    place = places.end;
+                    let commit = commit.clone().expect("what was appended is in a commit");
+                    Ok(Decided::Appended(Written::InCommit(commit, places), decided))
                 }
                 Outcome::InLog => Ok(Decided::InLog),
                 Outcome::KeyReused => Err(CommandError::KeyReused),

@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use event_store::{AppendError, Commit, EventRow, Head, Log, SnapshotError, Snapshots, StoreError, Writer, within};
+use event_store::{
+    AppendError, Commit, EventRow, Head, Log, Recent, SnapshotError, Snapshots, StoreError, Writer, within,
+};
 use ledger_core::{Book, Missing, Timestamp};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -79,6 +81,8 @@ pub(crate) struct Engine {
     writers: Vec<Writer>,
     log: Log,
     snapshots: Snapshots,
+    /// For those who follow the log in this process, if there are any.
+    recent: Option<Recent>,
     settings: Settings,
     pace: Pace,
     /// How many things the book holds, for those who watch.
@@ -169,6 +173,7 @@ impl Engine {
             writers: vec![second, writer],
             log,
             snapshots,
+            recent: settings.keep_recent.then(Recent::default),
             pace,
             in_memory,
             book: Book::default(),
@@ -208,10 +213,17 @@ impl Engine {
         Ok(engine)
     }
 
+    pub(crate) fn recent(&self) -> Option<&Recent> {
+        self.recent.as_ref()
+    }
+
     /// Runs until no handle is left, or the log turns out to be another one or cannot be read any more.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Box<Job>>) {
         let _running = Running::begin();
         if let Err(error) = self.work(&mut commands).await {
+            if let Some(recent) = &self.recent {
+                recent.clear(); // it may not be what the log holds
+            }
             tracing::error!(
                 position = self.head.position,
                 commit = self.head.commit,
@@ -434,7 +446,10 @@ impl Engine {
     }
 
     /// The first of the batches on their way has arrived, or has not.
-    async fn appended(&mut self, (writer, commit, appended): Ended) -> Result<Option<(Closed, Commit)>, EngineError> {
+    async fn appended(
+        &mut self,
+        (writer, commit, appended): Ended,
+    ) -> Result<Option<(Closed, Arc<Commit>)>, EngineError> {
         let mut sent = self.sent.pop_front().expect("it was on its way");
         // What it follows is in the log by now. Whether an earlier attempt is still under way need not be known.
         if sent.ahead && matches!(appended, Err(Again::WentBack)) {
@@ -448,10 +463,7 @@ impl Engine {
         self.writers.push(writer);
         self.measured(sent.at, &appended);
         let again = match appended {
-            Ok(()) => {
-                self.committed(&commit);
-                return Ok(Some((sent.closed, commit)));
-            }
+            Ok(()) => return Ok(Some((sent.closed, self.committed(commit)))),
             Err(again) => again,
         };
         let mut upon = Vec::new();
@@ -508,7 +520,7 @@ impl Engine {
     }
 
     /// The log ends with this commit now; whoever it is about may know, and is told by the caller.
-    fn committed(&mut self, commit: &Commit) {
+    fn committed(&mut self, commit: Commit) -> Arc<Commit> {
         self.head = commit.head();
         let upon = self.sent.front().map(|sent| sent.closed.before).or(self.open.as_ref().map(|open| open.before));
         self.book.keep(upon.unwrap_or_else(|| self.book.mark()));
@@ -516,6 +528,11 @@ impl Engine {
             self.keys.remember_event(&event.into());
         }
         self.wary = self.wary.saturating_sub(1);
+        let commit = Arc::new(commit);
+        if let Some(recent) = &self.recent {
+            recent.push(commit.clone());
+        }
+        commit
     }
 
     /// Brings commands to their end, whatever other engines do: takes the turn to append, reads what they have appended,
@@ -566,7 +583,7 @@ impl Engine {
             METRICS.now(Doing::Deciding);
             self.measured(began, &appended);
             let Err(again) = appended else {
-                self.committed(&commit);
+                let commit = self.committed(commit);
                 closed.answer(Some(commit));
                 return Ok(());
             };

@@ -1,11 +1,12 @@
 //! The ledger as its callers see it: a command goes in, a receipt comes out.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use event_store::{Log, RecordedEvent, SnapshotError, StoreError, Writer};
+use event_store::{Commit, Log, Recent, RecordedEvent, SnapshotError, StoreError, Writer};
 use ledger_core::{Command, CorruptEvent, Event, Refusal, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -39,6 +40,7 @@ struct Inner {
     settings: Settings,
     in_flight: Mutex<HashMap<[u8; 16], usize>>,
     log: Log,
+    recent: Option<Recent>,
     replays: Replays,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -75,6 +77,8 @@ pub struct Settings {
     pub answer_within: Duration,
     /// Whether there is a tracer to tell of commands in sampled traces. If not, no command is looked at for that.
     pub traces: bool,
+    /// Whether the last commits stay in memory for those of this process who follow the log: [`Ledger::recent`].
+    pub keep_recent: bool,
 }
 
 impl Default for Settings {
@@ -86,14 +90,15 @@ impl Default for Settings {
             wait_expected_max: Duration::from_millis(250),
             batch_max: 1_024,
             ahead_min: 96,
-            gather_min: 32,
-            gather_within: Duration::from_millis(3),
+            gather_min: 64,
+            gather_within: Duration::from_millis(5),
             keys_max: 200_000,
             wallets_max: 400_000,
             snapshot_every: 500_000,
             look_every: Duration::from_secs(1),
             answer_within: Duration::from_secs(15),
             traces: false,
+            keep_recent: false,
         }
     }
 }
@@ -103,12 +108,19 @@ impl Default for Settings {
 pub struct Receipt {
     /// The key had been used for the same request before, and this is what happened then.
     pub replayed: bool,
-    /// The command's events; there is at least one.
-    pub events: Vec<RecordedEvent>,
+    written: Written,
     /// The same as types, if they were decided just now. Reading what was written gives the same.
     decided: Vec<Event>,
     /// The stream of the first event, if it began before the command.
     stream: Option<Vec<RecordedEvent>>,
+}
+
+/// A command's events; there is at least one.
+#[derive(Clone, Debug)]
+pub(crate) enum Written {
+    /// At these places of a commit that was appended just now, which its commands share.
+    InCommit(Arc<Commit>, Range<usize>),
+    Read(Vec<RecordedEvent>),
 }
 
 /// An event of the log as a type.
@@ -120,16 +132,21 @@ pub struct Happened {
 }
 
 impl Receipt {
+    /// The command's events; there is at least one.
+    pub fn events(&self) -> &[RecordedEvent] {
+        self.written.events()
+    }
+
     /// The position of the command's last event.
     pub fn position(&self) -> i64 {
-        self.events.last().expect("a receipt has events").position
+        self.events().last().expect("a receipt has events").position
     }
 
     /// The stream of the command's first event, from its beginning up to the command's last event in it.
     pub fn stream(&self) -> impl Iterator<Item = &RecordedEvent> {
         let of_first =
-            |event: &&RecordedEvent| self.events.first().is_some_and(|e| e.aggregate_id == event.aggregate_id);
-        let own = self.stream.is_none().then(|| self.events.iter().filter(of_first));
+            |event: &&RecordedEvent| self.events().first().is_some_and(|e| e.aggregate_id == event.aggregate_id);
+        let own = self.stream.is_none().then(|| self.events().iter().filter(of_first));
         self.stream.iter().flatten().chain(own.into_iter().flatten())
     }
 
@@ -138,19 +155,28 @@ impl Receipt {
         match &self.stream {
             Some(stream) => stream.iter().map(Happened::read).collect(),
             None => {
-                let first = self.events.first().map(|event| event.aggregate_id.as_str()).unwrap_or_default();
-                self.events().filter(|(event, _)| event.aggregate_id == first).map(happened).collect()
+                let first = self.events().first().map(|event| event.aggregate_id.as_str()).unwrap_or_default();
+                self.with_types().filter(|(event, _)| event.aggregate_id == first).map(happened).collect()
             }
         }
     }
 
     /// What the command's events say, as types.
     pub fn happened(&self) -> Result<Vec<Happened>, CorruptEvent> {
-        self.events().map(happened).collect()
+        self.with_types().map(happened).collect()
     }
 
-    fn events(&self) -> impl Iterator<Item = (&RecordedEvent, Option<&Event>)> {
-        self.events.iter().enumerate().map(|(place, event)| (event, self.decided.get(place)))
+    fn with_types(&self) -> impl Iterator<Item = (&RecordedEvent, Option<&Event>)> {
+        self.events().iter().enumerate().map(|(place, event)| (event, self.decided.get(place)))
+    }
+}
+
+impl Written {
+    fn events(&self) -> &[RecordedEvent] {
+        match self {
+            Self::InCommit(commit, places) => &commit.events[places.clone()],
+            Self::Read(events) => events,
+        }
     }
 }
 
@@ -282,7 +308,7 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) enum Decided {
     /// These events were appended; they are the same twice, as written and as types.
-    Appended(Vec<RecordedEvent>, Vec<Event>),
+    Appended(Written, Vec<Event>),
     /// The key's command is in the log already.
     InLog,
 }
@@ -320,6 +346,7 @@ impl Ledger {
         let pace = Pace::default();
         let in_memory = Arc::default();
         let engine = Engine::start(writer, log.clone(), settings, pace.clone(), Arc::clone(&in_memory)).await?;
+        let recent = engine.recent().cloned();
         let (submit, commands) = mpsc::channel(settings.queue_max);
         let task = tokio::spawn(engine.run(commands));
         let inner = Inner {
@@ -332,6 +359,7 @@ impl Ledger {
             in_flight: Mutex::default(),
             replays: Replays::start(log.clone()),
             log,
+            recent,
             task: Mutex::new(Some(task)),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -422,6 +450,11 @@ impl Ledger {
         &self.inner.log
     }
 
+    /// What the engine has appended last, if it is kept ([`Settings::keep_recent`]).
+    pub fn recent(&self) -> Option<&Recent> {
+        self.inner.recent.as_ref()
+    }
+
     /// Whether commands can be executed: false once the engine has stopped, for whatever reason.
     pub fn is_running(&self) -> bool {
         let submit = self.inner.submit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -459,14 +492,14 @@ impl Ledger {
 
     async fn receipt(&self, decided: Decided, key: Option<[u8; 16]>) -> Result<Receipt, StoreError> {
         let log = &self.inner.log;
-        let (replayed, events, decided) = match decided {
-            Decided::Appended(events, decided) => (false, events, decided),
+        let (replayed, written, decided) = match decided {
+            Decided::Appended(written, decided) => (false, written, decided),
             Decided::InLog => {
                 let key = key.expect("only a key's command can be in the log already");
-                (true, self.inner.replays.read(key).await?, Vec::new())
+                (true, Written::Read(self.inner.replays.read(key).await?), Vec::new())
             }
         };
-        let (Some(first), Some(last)) = (events.first(), events.last()) else {
+        let (Some(first), Some(last)) = (written.events().first(), written.events().last()) else {
             return Err(StoreError::Corrupt("a key's command has no events".to_owned()));
         };
         let stream = if first.sequence == 1 {
@@ -474,7 +507,7 @@ impl Ledger {
         } else {
             Some(log.stream(&first.aggregate_type, &first.aggregate_id, last.position).await?)
         };
-        Ok(Receipt { replayed, events, decided, stream })
+        Ok(Receipt { replayed, written, decided, stream })
     }
 }
 

@@ -37,7 +37,7 @@ async fn without_atomic_each_item_is_for_itself_and_later_ones_spend_what_earlie
     let answer = first.expect(201);
     assert_eq!(first.header("location"), None, "several things have no one place");
     let events = door.events_after(before).await;
-    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
+    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_ref()).collect();
     let (posted, declined) = ("TransactionPosted", "TransactionDeclined");
     assert_eq!(types, [posted, declined, posted, declined, declined]);
     assert_eq!(first.position(), before + 5);
@@ -81,7 +81,7 @@ async fn an_atomic_batch_with_a_refused_item_moves_nothing_and_its_key_keeps_the
     assert_eq!(problem["errors"], json!([{ "pointer": "/transactions/1", "detail": detail }]));
     assert_eq!((&problem["detail"], problem.get("transactionId")), (&json!(detail), None));
     let events = door.events_after(before).await;
-    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
+    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_ref()).collect();
     assert_eq!(
         types,
         ["BatchDeclined"],

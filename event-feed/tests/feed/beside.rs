@@ -1,8 +1,12 @@
 //! Relay and followers in one process: commits are handed over, and nothing depends on it.
 
-use event_feed::{Follow, Log};
+use std::sync::Arc;
 
-use crate::ledger::{Follower, Ledger};
+use event_feed::{Follow, Log};
+use event_store::Recent;
+use runtime::shutdown::Shutdown;
+
+use crate::ledger::{Follower, Ledger, sealed};
 use crate::proxy::Proxy;
 
 #[tokio::test]
@@ -84,4 +88,37 @@ async fn a_follower_that_is_slower_than_what_is_kept_for_it_reads_the_log() {
         }
     }
     relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_beside_an_engine_takes_from_memory_what_is_there_and_the_rest_from_the_log() {
+    let mut ledger = Ledger::open().await;
+    let recent = Recent::default();
+    let shutdown = Shutdown::new();
+    let log = ledger.log().await.with_recent(recent.clone());
+    let relay = tokio::spawn(event_feed::relay::run(log, ledger.settings.clone(), shutdown.clone()));
+    let mut follower = ledger.follow(0).await;
+    ledger.append_many(5).await; // another process' engine: nobody here tells
+    for number in 6..=10 {
+        let commit = sealed(&ledger.head, 2, 10);
+        assert_eq!(commit.number, number);
+        ledger.writer.append(&commit).await.unwrap();
+        ledger.head = commit.head();
+        recent.push(Arc::new(commit));
+    }
+    let number = ledger.append_many(5).await;
+    let followed = follower.has(number).await;
+    let in_log = ledger.log().await.commits_after(0, 1_000).await.unwrap();
+    assert!(followed.iter().map(|commit| &**commit).eq(&in_log), "what was followed is what the log holds");
+    ledger.stream_where("all is relayed, nothing twice", |info| info.state.last_sequence == 15).await;
+
+    // That this is relayed at all shows that memory was asked first: the log does not have it.
+    let next = sealed(&ledger.head, 2, 10);
+    recent.push(Arc::new(next.clone()));
+    let stream = ledger.stream_where("it came from memory", |info| info.state.last_sequence == 16).await;
+    let message = stream.get_raw_message(16).await.unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(told, serde_json::to_value(&next).unwrap());
+    shutdown.trigger();
+    relay.await.unwrap().unwrap();
 }

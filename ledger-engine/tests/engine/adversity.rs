@@ -143,7 +143,7 @@ async fn what_is_decided_again_since_a_caller_gave_up_is_decided_on_all_it_needs
     held.let_go().await;
     sent.await.unwrap().unwrap();
     let receipt = timeout(PATIENCE, again).await.expect("an answer").unwrap().unwrap();
-    let Event::Transaction(_, TransactionEvent::Declined { failure, .. }) = receipt.events[0].read().unwrap() else {
+    let Event::Transaction(_, TransactionEvent::Declined { failure, .. }) = receipt.events()[0].read().unwrap() else {
         panic!("{receipt:?}")
     };
     assert_eq!(failure.code, "insufficient-funds");
@@ -188,7 +188,7 @@ async fn others_go_on_while_an_engine_reads_a_long_tail() {
         }
     }
     let receipt = late.await.unwrap().unwrap();
-    let before = receipt.events[0].commit - tail - 1;
+    let before = receipt.events()[0].commit - tail - 1;
     assert!(10 <= before, "only {before} commits of the other engine while this one read");
 }
 
@@ -254,7 +254,7 @@ async fn large_batches_that_come_together_are_not_one_append() {
     let mut largest = 0;
     for call in batches {
         let receipt: Receipt = call.await.unwrap().unwrap();
-        assert_eq!(receipt.events.len(), 10);
+        assert_eq!(receipt.events().len(), 10);
     }
     for commit in world.log().await.commits_after(0, 1_000_000).await.unwrap() {
         largest = largest.max(commit.events.len());
@@ -283,7 +283,7 @@ async fn large_batches_that_were_read_together_are_not_one_append_either() {
     sleep(Duration::from_millis(100)).await; // however many of them wait by now: the claim holds
     sqlx::raw_sql("rollback").execute(&mut owner).await.unwrap();
     for call in batches {
-        assert_eq!(call.await.unwrap().unwrap().events.len(), 10);
+        assert_eq!(call.await.unwrap().unwrap().events().len(), 10);
     }
     let largest = world.log().await.commits_after(0, 1_000_000).await.unwrap();
     let largest = largest.iter().map(|commit| commit.events.len()).max().unwrap();

@@ -169,7 +169,7 @@ impl Chaos {
                     Err(_) => "killed".to_owned(),
                     Ok(Ok(receipt)) => {
                         if let Event::Transaction(id, TransactionEvent::Requested { .. }) =
-                            receipt.events[0].read().unwrap()
+                            receipt.events()[0].read().unwrap()
                         {
                             self.top_ups.lock().unwrap().push(id);
                         }
@@ -532,7 +532,7 @@ fn three_engines_under_every_harm_decide_as_one_naive_fold_would() {
         }
         for (key, id, receipt) in &told.receipts {
             let done = key.map_or(*id, |key| keys[&key]);
-            assert_eq!(receipt.events, by_command[&done], "what was acknowledged is what the log has");
+            assert_eq!(receipt.events(), by_command[&done], "what was acknowledged is what the log has");
             assert_eq!(receipt.replayed, done != *id, "{receipt:?}");
         }
         for id in &told.undone {

@@ -27,7 +27,7 @@ async fn a_transfer_is_one_event_in_the_log_before_it_is_answered() {
     assert_eq!(event_types(&receipt), ["TransactionPosted"]);
     let (head, last) =
         world.log().await.events_after(receipt.position() - 1, 10, &EventFilter::default()).await.unwrap();
-    assert_eq!((head, last), (receipt.position(), receipt.events.clone()));
+    assert_eq!((head, last), (receipt.position(), receipt.events().to_vec()));
     assert_eq!((world.balance(a).await, world.balance(b).await), ("9.30".to_owned(), "0.70".to_owned()));
 }
 
@@ -43,7 +43,7 @@ async fn a_refusal_is_kept_under_its_key_and_moves_nothing() {
 
     let again = ledger.execute(world.transfer(Some("k"), a, b, "0.70")).await.unwrap();
     assert!(again.replayed && !first.replayed);
-    assert_eq!(again.events, first.events, "a refusal is final for its key");
+    assert_eq!(again.events(), first.events(), "a refusal is final for its key");
     assert_eq!(world.balance(a).await, "5.50");
 }
 
@@ -71,7 +71,7 @@ async fn a_key_moves_money_once_across_restarts_and_after_memory_has_forgotten_i
     ledger.execute(world.transfer(Some("other"), a, b, "2.00")).await.unwrap(); // "k" is out of the window now
     let again = ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
     assert!(again.replayed);
-    assert_eq!(again.events, first.events);
+    assert_eq!(again.events(), first.events());
     let other = ledger.execute(world.transfer(Some("k"), a, b, "9.00")).await;
     assert!(matches!(other, Err(CommandError::KeyReused)), "{other:?}");
     assert_eq!(world.balance(b).await, "3.00");
@@ -89,7 +89,7 @@ async fn fifty_equal_calls_at_once_move_money_once() {
     });
     let mut ids = Vec::new();
     for call in calls.collect::<Vec<_>>() {
-        ids.push(call.await.unwrap().unwrap().events[0].aggregate_id.clone());
+        ids.push(call.await.unwrap().unwrap().events()[0].aggregate_id.clone());
     }
     ids.dedup();
     assert_eq!(ids.len(), 1, "all fifty are told of the same transaction, by either engine");
@@ -177,7 +177,7 @@ async fn an_answer_is_rebuilt_from_the_whole_stream() {
         command(Some((key, "settle")), Caller::Workflow, action)
     };
     let settled = ledger.execute(settle("s1")).await.unwrap();
-    let types: Vec<_> = settled.stream().map(|event| event.event_type.as_str()).collect();
+    let types: Vec<_> = settled.stream().map(|event| event.event_type.as_ref()).collect();
     assert_eq!(types, ["TransactionRequested", "TransactionSettled"]);
     let replay = ledger.execute(settle("s1")).await.unwrap();
     assert!(replay.replayed);
@@ -185,7 +185,7 @@ async fn an_answer_is_rebuilt_from_the_whole_stream() {
     assert_eq!(replay.happened().unwrap(), settled.happened().unwrap(), "what was decided is what was written");
 
     let late = ledger.execute(settle("s2")).await.unwrap();
-    let Event::Command(_, CommandEvent::Declined { failure, .. }) = late.events[0].read().unwrap() else {
+    let Event::Command(_, CommandEvent::Declined { failure, .. }) = late.events()[0].read().unwrap() else {
         panic!("{late:?}")
     };
     assert_eq!(failure.code, "invalid-transition", "a transaction that is no longer in memory is looked up");
@@ -223,7 +223,7 @@ async fn two_engines_on_one_log_decide_against_each_others_commits() {
             let mut posted = 0;
             for command in commands {
                 let receipt = ledger.execute(command).await.unwrap();
-                posted += usize::from(receipt.events[0].event_type == "TransactionPosted");
+                posted += usize::from(receipt.events()[0].event_type == "TransactionPosted");
             }
             posted
         })
@@ -249,7 +249,7 @@ async fn what_one_engine_requested_another_settles_at_its_place_in_the_stream() 
     let money = Money::parse("12.00", eur()).unwrap();
     let settle = Action::Settle { transaction, money, provider_reference: "bank-1".to_owned() };
     let settled = other.execute(command(Some(("s", "settle")), Caller::Workflow, settle)).await.unwrap();
-    let stream: Vec<_> = settled.stream().map(|event| (event.sequence, event.event_type.as_str())).collect();
+    let stream: Vec<_> = settled.stream().map(|event| (event.sequence, event.event_type.as_ref())).collect();
     assert_eq!(stream, [(1, "TransactionRequested"), (2, "TransactionSettled")]);
     assert_eq!(world.balance(wallet).await, "12.00");
 }
@@ -373,6 +373,41 @@ async fn cut_connections_lose_nothing_and_double_nothing() {
     }
     assert!(0 < cutter.await.unwrap(), "no connection was cut");
     assert_eq!(world.balance(b).await, format!("{}.{:02}", done / 100, done % 100));
+}
+
+#[tokio::test]
+async fn what_was_appended_last_stays_in_memory_for_those_who_follow() {
+    let (world, other) = World::new().await;
+    assert!(other.recent().is_none(), "nobody asked for it");
+    let ledger = world.engine(Settings { keep_recent: true, ..Settings::default() }).await;
+    let recent = ledger.recent().unwrap();
+    let follows = async |commit: i64| {
+        let in_log = world.log().await.commits_after(commit, 1_000).await.unwrap();
+        let here = recent.after(commit, 1_000, usize::MAX);
+        assert!(!here.is_empty() && here.iter().map(|commit| &**commit).eq(&in_log), "{here:?}");
+    };
+    let before = world.log().await.head().await.unwrap().commit;
+    let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+    follows(before).await;
+
+    // Of what another engine appends in between nothing is told, and so nothing before it is left.
+    let receipt = other.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+    let between = receipt.events()[0].commit;
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap();
+    follows(between).await;
+    assert!(recent.after(before, 1_000, usize::MAX).is_empty());
+
+    let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
+    for statement in [
+        "set session_replication_role = replica", // a restored backup would look the same
+        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
+        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
+    ] {
+        sqlx::query(statement).execute(&mut owner).await.unwrap();
+    }
+    ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap_err();
+    assert!(recent.after(between, 1_000, usize::MAX).is_empty(), "it is not what the log holds");
 }
 
 #[tokio::test]

@@ -196,5 +196,5 @@ pub(crate) fn command(key: Option<(&str, &str)>, caller: Caller, action: Action)
 }
 
 pub(crate) fn event_types(receipt: &Receipt) -> Vec<&str> {
-    receipt.events.iter().map(|event| event.event_type.as_str()).collect()
+    receipt.events().iter().map(|event| event.event_type.as_ref()).collect()
 }

@@ -102,7 +102,7 @@ async fn transactions_are_found_by_every_filter_and_refused_ones_are_among_them(
     let top_up = system.request_top_up(&partner, to, "3.00").await;
     let position = system.head().await;
     let [moved_id, refused_id] = [&moved, &refused].map(transaction_of);
-    let moved_at = moved.events[0].recorded_at;
+    let moved_at = moved.events()[0].recorded_at;
     let found = |query: String| {
         let path = format!("/v1/transactions?minPosition={position}&{query}");
         let partner = partner.clone();

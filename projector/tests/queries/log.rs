@@ -32,7 +32,7 @@ async fn the_log_comes_in_order_by_pages_that_follow_each_other() {
     }
     let positions: Vec<_> = seen.iter().map(|event| event["position"].as_i64().unwrap()).collect();
     assert_eq!(positions, (1..=head).collect::<Vec<_>>());
-    assert_eq!(seen.last().unwrap(), &serde_json::to_value(&receipt.events[0]).unwrap());
+    assert_eq!(seen.last().unwrap(), &serde_json::to_value(&receipt.events()[0]).unwrap());
 
     let data = |query: String| {
         let admin = admin.clone();

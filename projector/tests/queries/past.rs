@@ -5,7 +5,7 @@ use ledger_core::Timestamp;
 use crate::system::System;
 
 fn at(receipt: &ledger_engine::Receipt) -> Timestamp {
-    receipt.events.last().unwrap().recorded_at
+    receipt.events().last().unwrap().recorded_at
 }
 
 #[tokio::test]

@@ -350,7 +350,7 @@ impl Answer {
 
 /// The transaction that a receipt is about.
 pub(crate) fn transaction_of(receipt: &Receipt) -> TransactionId {
-    receipt.events[0].aggregate_id.parse().unwrap()
+    receipt.events()[0].aggregate_id.parse().unwrap()
 }
 
 /// Waits for a state, with a bound, and says what was last seen.

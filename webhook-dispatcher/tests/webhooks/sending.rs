@@ -124,7 +124,7 @@ async fn a_partner_is_told_everything_that_happens_to_its_own_in_order_and_signe
         assert_eq!(request.header("x-daybook-attempt"), "1");
         assert!(!request.headers.contains_key("x-daybook-possible-duplicate"));
     }
-    let event = &transferred.events[0];
+    let event = &transferred.events()[0];
     assert_eq!(told[4]["ledgerPosition"], event.position);
     assert_eq!(told[4]["createdAt"], event.recorded_at.to_string());
     let id = ledger_core::EventId::of_webhook(&event.leaf_hash, "transaction.created");

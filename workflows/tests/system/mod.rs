@@ -263,7 +263,7 @@ impl System {
 
     /// The types of its stream's events.
     pub(crate) async fn types(&self, top_up: &TopUp) -> Vec<String> {
-        self.stream(top_up).await.into_iter().map(|event| event.event_type).collect()
+        self.stream(top_up).await.into_iter().map(|event| event.event_type.into_owned()).collect()
     }
 
     /// Read again after an error: a pool may hand out a connection that a crash of Postgres has just broken.
