@@ -141,13 +141,10 @@ pub(crate) async fn serve(
 
     let log = Log::new(event_store::connect(database_url, "daybook_reader", 4).await?);
     let feed = FeedSettings::of(&log, Some(nats_url.to_owned())).await?.in_one_process();
-    let relayed = match ledger.recent() {
-        Some(recent) => log.with_recent(recent.clone()),
-        None => log,
-    };
+    let log = log.with_recent(ledger.recent().cloned());
     let services = Services { database_url, base_url: &base_url, bank_url: &bank_url, feed, seal: &seal };
     let mut tasks = Tasks::new(shutdown);
-    tasks.spawn("relay", relay::run(relayed, services.feed.clone(), shutdown.clone()));
+    tasks.spawn("relay", relay::run(log, services.feed.clone(), shutdown.clone()));
     tasks.spawn("bank", bank(bank_listener, &installation, &options.data_dir, shutdown));
     let router = services.start(options, &installation, &ledger, &access, &mut tasks, shutdown).await?;
     let limits = Limits { always: command_api::ALWAYS, drain_time: Duration::from_secs(5), ..Limits::default() };

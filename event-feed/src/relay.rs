@@ -143,7 +143,7 @@ impl Relay {
         std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state)
     }
 
-    /// The log was read and the stream took what there was: not before, or a log that cannot be read would look like an
+    /// The log's commits were there and the stream took them: not before, or a log that cannot be read would look like an
     /// outage that ends ten times a second.
     fn works(&self, cursor: &Cursor) {
         RELAY.reached(cursor.relayed);
@@ -230,6 +230,7 @@ impl Relay {
     async fn adopt(&self, session: &mut Session) -> anyhow::Result<Cursor> {
         let name = &self.settings.stream;
         let Session { bus, log } = session;
+        log.check_recent().await.context("comparing memory with the log")?;
         let head = log.head().await.context("reading the log's head")?;
         if let Some(found) = bus.during(stream(bus, name)).await? {
             match self.examine(bus, log, &found, &head).await? {
@@ -278,8 +279,7 @@ impl Relay {
         if 0 < state.messages
             && let Some(last) = bus.during(last).await?
         {
-            let in_log = log.commits_after(relayed - 1, 1).await.context("reading the log")?;
-            let chain = in_log.first().map(|commit| commit.chain);
+            let chain = log.chain_of(relayed).await.context("reading the log")?;
             if bus::read(&last.payload).ok().map(|commit| commit.chain) != chain {
                 return Ok(Err(format!("its commit {relayed} is not the log's")));
             }

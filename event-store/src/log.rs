@@ -46,10 +46,10 @@ impl Log {
         Self { pool, recent: None }
     }
 
-    /// With the memory of an engine of this process, for the readers beside it.
+    /// With the memory of an engine of this process, which the [`Reader`](crate::Reader)s beside this log look at first.
     #[must_use]
-    pub fn with_recent(self, recent: Recent) -> Self {
-        Self { recent: Some(recent), ..self }
+    pub fn with_recent(self, recent: Option<Recent>) -> Self {
+        Self { recent, ..self }
     }
 
     pub(crate) fn recent(&self) -> Option<&Recent> {

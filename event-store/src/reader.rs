@@ -52,7 +52,7 @@ impl Reader {
         self.ask(async |connection| head(connection).await).await
     }
 
-    /// As [`Log::commits_after`], from memory where the next commit is there.
+    /// As [`Log::commits_after`], from memory if the next commit is there.
     pub async fn commits_after(&mut self, commit: i64, events_max: i64) -> Result<Vec<Arc<Commit>>, StoreError> {
         let recent = self.recent.as_ref().map(|recent| recent.after(commit, events_max, BYTES_MAX));
         if let Some(commits) = recent.filter(|commits| !commits.is_empty()) {
@@ -62,7 +62,21 @@ impl Reader {
         Ok(read.into_iter().map(Arc::new).collect())
     }
 
-    /// The chain of a commit, if it is in the log.
+    /// Forgets what is in memory if the log does not hold it: a backup may have been restored. To be asked before anything is taken
+    /// up that the log says.
+    pub async fn check_recent(&mut self) -> Result<(), StoreError> {
+        // Looked at before the log is asked: what was in the log then, is.
+        let Some((recent, last)) = self.recent.clone().and_then(|recent| recent.last().map(|last| (recent, last)))
+        else {
+            return Ok(());
+        };
+        if self.chain_of(last.number).await? != Some(last.chain) {
+            recent.clear();
+        }
+        Ok(())
+    }
+
+    /// The chain of a commit, if it is in the log. Memory is not asked.
     pub async fn chain_of(&mut self, commit: i64) -> Result<Option<Hash>, StoreError> {
         let chain = async |connection: &mut PgConnection| {
             let query = sqlx::query_scalar("select chain from ledger.commits where number = $1").bind(commit);

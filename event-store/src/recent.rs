@@ -19,15 +19,17 @@ struct Kept {
     bytes: usize,
 }
 
-/// Payloads and metadata that are kept for those who are not so quick.
+/// Payloads and metadata that are kept for those who are not so quick, more than half a second of all that two cores can do; with what
+/// else belongs to an event it is twice as much memory.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 impl Recent {
     /// A commit that the log has. What does not follow the last one takes the place of all.
     pub fn push(&self, commit: Arc<Commit>) {
+        let mut gone = VecDeque::new(); // freed when others can look again
         let mut kept = self.kept();
         if kept.commits.back().is_some_and(|last| last.number + 1 != commit.number) {
-            *kept = Kept::default();
+            gone = std::mem::take(&mut *kept).commits;
         }
         kept.bytes += commit.bytes();
         kept.commits.push_back(commit);
@@ -35,7 +37,14 @@ impl Recent {
             && let Some(first) = kept.commits.pop_front()
         {
             kept.bytes -= first.bytes();
+            gone.push_back(first);
         }
+        drop(kept);
+    }
+
+    /// The last one.
+    pub fn last(&self) -> Option<Arc<Commit>> {
+        self.kept().commits.back().cloned()
     }
 
     /// Forgets everything: what follows may be of another log.
@@ -43,15 +52,17 @@ impl Recent {
         *self.kept() = Kept::default();
     }
 
-    /// Whole commits after the given one: so many events and bytes, or one commit at least. Empty if the next one is not here.
+    /// Whole commits after the given one: at most so many events, and bytes that only the last commit may go beyond, but one commit at
+    /// least. Empty if the next one is not here.
     pub fn after(&self, commit: i64, events_max: i64, bytes_max: usize) -> Vec<Arc<Commit>> {
         let kept = self.kept();
         let skipped = kept.commits.front().map(|first| commit + 1 - first.number);
         let Some(skipped) = skipped.and_then(|skipped| usize::try_from(skipped).ok()) else { return Vec::new() };
         let (mut events, mut bytes) = (0, 0);
         let fits = |commit: &&Arc<Commit>| {
-            let fits = events < events_max && bytes < bytes_max;
+            let is_first = events == 0;
             events += commit.last - commit.first + 1;
+            let fits = is_first || (events <= events_max && bytes < bytes_max);
             bytes += commit.bytes();
             fits
         };
@@ -75,7 +86,7 @@ mod tests {
 
     /// Commits of one event each, which carries so many bytes.
     fn commits(numbers: RangeInclusive<i64>, bytes: usize) -> Vec<Arc<Commit>> {
-        let at = |number| {
+        let at = |number: i64| {
             let failure = Failure { code: "wallet-frozen".to_owned(), detail: "x".repeat(bytes) };
             let id = CommandId::from_uuid(Uuid::from_u128(7));
             let event = Event::Command(id, CommandEvent::Declined { partner_id: None, failure });

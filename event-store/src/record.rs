@@ -17,7 +17,7 @@ pub struct RecordedEvent {
     pub position: i64,
     pub commit: i64,
     pub command_id: CommandId,
-    /// One of few, as the next two: the text of this program where it wrote the event.
+    /// One of few names, as the event's type and version are: where this program wrote the event, its own text.
     pub aggregate_type: Cow<'static, str>,
     pub aggregate_id: String,
     pub sequence: i64,

@@ -8,7 +8,7 @@ use event_store::{Commit, Draft, Head, OpenCommit};
 use ledger_core::{Book, Event, Key, Mark, Refusal, Timestamp};
 
 use crate::keys::{KeyUse, usage};
-use crate::ledger::{CommandError, Decided, Job, Written};
+use crate::ledger::{CommandError, Decided, Happening, Job};
 use crate::metrics::{METRICS, Tally};
 use crate::trace::{self, Appended};
 
@@ -171,7 +171,7 @@ impl Closed {
                     let places = place..place + decided.len();
                     place = places.end;
                     let commit = commit.clone().expect("what was appended is in a commit");
-                    Ok(Decided::Appended(Written::InCommit(commit, places), decided))
+                    Ok(Decided::Appended(Happening::InCommit(commit, places), decided))
                 }
                 Outcome::InLog => Ok(Decided::InLog),
                 Outcome::KeyReused => Err(CommandError::KeyReused),

@@ -257,7 +257,7 @@ impl Engine {
             self.snapshot.rests.store(self.more && !self.is_full(), Ordering::Relaxed);
             self.start_snapshot();
             self.show();
-            let mut room = self.room().min(AT_A_TIME);
+            let (mut room, until) = (self.room().min(AT_A_TIME), self.gathers_until());
             let idle = self.sent.is_empty() && self.loading.is_none() && self.snapshot.writing.is_none();
             if !self.more && idle && self.cold.is_empty() && self.open.is_none() {
                 return Ok(());
@@ -296,7 +296,7 @@ impl Engine {
                     }
                 }
                 // Whatever was waited for when it was last looked at: by then it goes.
-                () = sleep_until(self.begun_at + self.settings.gather_within), if self.open.is_some() && self.sent.is_empty() => {}
+                () = sleep_until(until), if self.open.is_some() && self.sent.is_empty() => {}
                 () = sleep_until(self.looked_at + self.settings.look_every), if idle && self.open.is_none() && self.cold.is_empty() => {
                     METRICS.now(Doing::Reading);
                     self.look().await?;
@@ -344,8 +344,14 @@ impl Engine {
         let Some(batch) = &self.open else { return false };
         let enough = self.settings.gather_min.min(self.expected);
         let alone = enough < COMPANY_MIN || enough <= batch.commands() || batch.writes_nothing();
-        let until = self.begun_at + self.settings.gather_within;
-        self.more && self.sent.is_empty() && !alone && Instant::now() < until
+        self.more && self.sent.is_empty() && !alone && Instant::now() < self.gathers_until()
+    }
+
+    /// Until when a small commit may wait: the fewer come, the less a commit of them saves.
+    fn gathers_until(&self) -> Instant {
+        let Settings { gather_min, gather_within, .. } = self.settings;
+        let (all, expected) = (u32::try_from(gather_min.max(1)).unwrap_or(u32::MAX), u32::try_from(self.expected));
+        self.begun_at + gather_within / all * expected.unwrap_or(all).min(all)
     }
 
     /// How many more decisions may be taken up.

@@ -62,7 +62,7 @@ pub struct Settings {
     pub ahead_min: usize,
     /// Commands that are enough for a commit. With fewer it may wait for as many as were here a moment ago.
     pub gather_min: usize,
-    /// How long after the last commit was begun it waits for them, about.
+    /// How long after the last commit was begun it waits for so many, about; for fewer it waits less, in proportion.
     pub gather_within: Duration,
     /// Idempotency keys kept in memory.
     pub keys_max: usize,
@@ -108,19 +108,19 @@ impl Default for Settings {
 pub struct Receipt {
     /// The key had been used for the same request before, and this is what happened then.
     pub replayed: bool,
-    written: Written,
+    happening: Happening,
     /// The same as types, if they were decided just now. Reading what was written gives the same.
     decided: Vec<Event>,
     /// The stream of the first event, if it began before the command.
     stream: Option<Vec<RecordedEvent>>,
 }
 
-/// A command's events; there is at least one.
+/// Where a command's events are.
 #[derive(Clone, Debug)]
-pub(crate) enum Written {
+pub(crate) enum Happening {
     /// At these places of a commit that was appended just now, which its commands share.
     InCommit(Arc<Commit>, Range<usize>),
-    Read(Vec<RecordedEvent>),
+    Apart(Vec<RecordedEvent>),
 }
 
 /// An event of the log as a type.
@@ -134,7 +134,7 @@ pub struct Happened {
 impl Receipt {
     /// The command's events; there is at least one.
     pub fn events(&self) -> &[RecordedEvent] {
-        self.written.events()
+        self.happening.events()
     }
 
     /// The position of the command's last event.
@@ -171,11 +171,11 @@ impl Receipt {
     }
 }
 
-impl Written {
+impl Happening {
     fn events(&self) -> &[RecordedEvent] {
         match self {
             Self::InCommit(commit, places) => &commit.events[places.clone()],
-            Self::Read(events) => events,
+            Self::Apart(events) => events,
         }
     }
 }
@@ -308,7 +308,7 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) enum Decided {
     /// These events were appended; they are the same twice, as written and as types.
-    Appended(Written, Vec<Event>),
+    Appended(Happening, Vec<Event>),
     /// The key's command is in the log already.
     InLog,
 }
@@ -492,22 +492,25 @@ impl Ledger {
 
     async fn receipt(&self, decided: Decided, key: Option<[u8; 16]>) -> Result<Receipt, StoreError> {
         let log = &self.inner.log;
-        let (replayed, written, decided) = match decided {
-            Decided::Appended(written, decided) => (false, written, decided),
+        let (replayed, happening, decided) = match decided {
+            Decided::Appended(happening, decided) => (false, happening, decided),
             Decided::InLog => {
                 let key = key.expect("only a key's command can be in the log already");
-                (true, Written::Read(self.inner.replays.read(key).await?), Vec::new())
+                (true, Happening::Apart(self.inner.replays.read(key).await?), Vec::new())
             }
         };
-        let (Some(first), Some(last)) = (written.events().first(), written.events().last()) else {
+        let [first, ..] = happening.events() else {
             return Err(StoreError::Corrupt("a key's command has no events".to_owned()));
         };
-        let stream = if first.sequence == 1 {
-            None
-        } else {
-            Some(log.stream(&first.aggregate_type, &first.aggregate_id, last.position).await?)
-        };
-        Ok(Receipt { replayed, written, decided, stream })
+        if first.sequence == 1 {
+            return Ok(Receipt { replayed, happening, decided, stream: None });
+        }
+        // Who waits for the database keeps what is its own, and not the whole commit.
+        let events = happening.events().to_vec();
+        drop(happening);
+        let (first, last) = (&events[0], &events[events.len() - 1]);
+        let stream = Some(log.stream(&first.aggregate_type, &first.aggregate_id, last.position).await?);
+        Ok(Receipt { replayed, happening: Happening::Apart(events), decided, stream })
     }
 }
 

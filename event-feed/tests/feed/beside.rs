@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use async_nats::jetstream::stream;
 use event_feed::{Follow, Log};
 use event_store::Recent;
 use runtime::shutdown::Shutdown;
 
-use crate::ledger::{Follower, Ledger, sealed};
+use crate::ledger::{Follower, Ledger, Running, sealed};
 use crate::proxy::Proxy;
 
 #[tokio::test]
@@ -90,14 +91,21 @@ async fn a_follower_that_is_slower_than_what_is_kept_for_it_reads_the_log() {
     relay.stop().await;
 }
 
+/// A relay that has an engine's memory.
+async fn relay_with(ledger: &Ledger, recent: &Recent) -> Running {
+    let log = ledger.log().await.with_recent(Some(recent.clone()));
+    let shutdown = Shutdown::new();
+    let relay = event_feed::relay::run(log, ledger.settings.clone(), shutdown.clone());
+    Running { shutdown, task: tokio::spawn(relay) }
+}
+
 #[tokio::test]
 async fn a_relay_beside_an_engine_takes_from_memory_what_is_there_and_the_rest_from_the_log() {
     let mut ledger = Ledger::open().await;
+    ledger.settings = ledger.settings.clone().in_one_process();
     let recent = Recent::default();
-    let shutdown = Shutdown::new();
-    let log = ledger.log().await.with_recent(recent.clone());
-    let relay = tokio::spawn(event_feed::relay::run(log, ledger.settings.clone(), shutdown.clone()));
-    let mut follower = ledger.follow(0).await;
+    let relay = relay_with(&ledger, &recent).await;
+    ledger.stream_where("there is a stream", |_| true).await;
     ledger.append_many(5).await; // another process' engine: nobody here tells
     for number in 6..=10 {
         let commit = sealed(&ledger.head, 2, 10);
@@ -106,11 +114,12 @@ async fn a_relay_beside_an_engine_takes_from_memory_what_is_there_and_the_rest_f
         ledger.head = commit.head();
         recent.push(Arc::new(commit));
     }
-    let number = ledger.append_many(5).await;
-    let followed = follower.has(number).await;
+    ledger.append_many(5).await;
+    ledger.stream_where("all is relayed, nothing twice", |info| info.state.last_sequence == 15).await;
+    let mut follower = ledger.follow(0).await; // what the relay had is handed over
+    let followed = follower.has(15).await;
     let in_log = ledger.log().await.commits_after(0, 1_000).await.unwrap();
     assert!(followed.iter().map(|commit| &**commit).eq(&in_log), "what was followed is what the log holds");
-    ledger.stream_where("all is relayed, nothing twice", |info| info.state.last_sequence == 15).await;
 
     // That this is relayed at all shows that memory was asked first: the log does not have it.
     let next = sealed(&ledger.head, 2, 10);
@@ -119,6 +128,48 @@ async fn a_relay_beside_an_engine_takes_from_memory_what_is_there_and_the_rest_f
     let message = stream.get_raw_message(16).await.unwrap();
     let told: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
     assert_eq!(told, serde_json::to_value(&next).unwrap());
-    shutdown.trigger();
-    relay.await.unwrap().unwrap();
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_begins_believes_no_memory_of_what_the_log_has_lost() {
+    let mut ledger = Ledger::open().await;
+    ledger.append_many(3).await;
+    let recent = Recent::default();
+    let mut lost = ledger.head;
+    for _ in 0..3 {
+        let commit = sealed(&lost, 2, 10);
+        lost = commit.head();
+        recent.push(Arc::new(commit)); // acknowledged, and gone with a restored backup
+    }
+    let relay = relay_with(&ledger, &recent).await;
+    let made = |info: &stream::Info| info.config.description.as_ref().is_some_and(|base| base.ends_with("base=3"));
+    ledger.stream_where("there is a stream", made).await;
+    let number = ledger.append_many(2).await;
+    ledger.stream_where("they are relayed", |info| info.state.last_sequence == 2).await;
+    let mut follower = ledger.follow(0).await;
+    let followed = follower.has(number).await;
+    let in_log = ledger.log().await.commits_after(0, 1_000).await.unwrap();
+    assert!(followed.iter().map(|commit| &**commit).eq(&in_log), "what was followed is what the log holds");
+    assert!(recent.last().is_none());
+
+    // A stream that was led on by what is lost is not gone on with, whatever memory says.
+    let mut lost = ledger.head;
+    for _ in 0..2 {
+        let commit = sealed(&lost, 2, 10);
+        lost = commit.head();
+        recent.push(Arc::new(commit));
+    }
+    ledger.stream_where("it is relayed from memory", |info| info.state.last_sequence == 4).await;
+    relay.stop().await;
+    ledger.append_many(3).await;
+    let relay = relay_with(&ledger, &recent).await;
+    let number = ledger.append_many(1).await;
+    let anew = |info: &stream::Info| info.config.description.as_ref().is_some_and(|base| !base.ends_with("base=3"));
+    let stream = ledger.stream_where("the stream is made anew", anew).await;
+    let base: i64 =
+        stream.cached_info().config.description.as_ref().unwrap().rsplit_once('=').unwrap().1.parse().unwrap();
+    let all = u64::try_from(number - base).unwrap();
+    ledger.stream_where("and goes on", |info| info.state.last_sequence == all).await;
+    relay.stop().await;
 }

@@ -86,6 +86,7 @@ fn settings(random: &mut Random) -> Settings {
         wait_max: Duration::from_millis(300),
         wait_expected_max: PATIENCE,
         answer_within: Duration::from_secs(3),
+        keep_recent: true,
         ..Settings::default()
     }
 }
@@ -490,8 +491,10 @@ fn three_engines_under_every_harm_decide_as_one_naive_fold_would() {
             "{harm:?}; {} receipts, {} refused, {} unsettled, {:?}",
             told.receipts.len(), told.refused, told.unsettled, told.errors
         );
+        let mut recent = Vec::new();
         for node in &chaos.nodes {
             assert!(node.lock().unwrap().ledger.is_running(), "an engine has ended by itself");
+            recent.extend(node.lock().unwrap().ledger.recent().cloned());
             node.lock().unwrap().kill();
         }
         // A backend of a killed engine may still be at it.
@@ -516,8 +519,13 @@ fn three_engines_under_every_harm_decide_as_one_naive_fold_would() {
             let page = log.commits_after(commit, 1_000).await.unwrap();
             let Some(last) = page.last() else { break };
             commit = last.number;
+            for commit in &page {
+                let told = recent.iter().filter_map(|recent| recent.after(commit.number - 1, 1, 1).into_iter().next());
+                told.for_each(|told| assert_eq!(*told, *commit, "what is in memory is what the log has"));
+            }
             events.extend(page.into_iter().flat_map(|commit| commit.events));
         }
+        assert!(recent.iter().filter_map(|recent| recent.last()).all(|last| last.number <= commit));
         for events in events.chunk_by(|one, next| one.command_id == next.command_id) {
             if events[0].position <= set_up {
                 events.iter().for_each(|event| model.fold(event).unwrap());
