@@ -99,8 +99,11 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     figure.used = Some(used);
     figure.lag = lag;
     figure.floors = FLOORS.map(|(measure, bound)| Floor::new(measure, bound)).into();
-    let (half, end) = (mean(&memory[memory.len() / 2..]), memory.last().copied().unwrap_or(0));
-    figure.floors.push(Floor::of(Measure::Growth, GROWTH, ratio(end as f64, half)));
+    // A tenth of the time each: single looks differ by a tenth.
+    let tenth = (memory.len() / 10).max(1);
+    let half = mean(memory.iter().skip(memory.len() / 2).take(tenth));
+    let end = mean(memory.iter().rev().take(tenth));
+    figure.floors.push(Floor::of(Measure::Growth, GROWTH, ratio(end, half)));
     figure.notes.push(format!(
         "of {} sent, {done} were granted, {} refused, {} answered otherwise{}",
         sent.requests,
@@ -108,8 +111,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
         tally.others(),
         if tally.others() == 0 { String::new() } else { format!(": {}", tally.statuses()) },
     ));
-    let step = (memory.len() / 10).max(1);
-    let over_time: Vec<_> = memory.iter().step_by(step).chain([&end]).map(ToString::to_string).collect();
+    let over_time: Vec<_> = memory.iter().step_by(tenth).chain(memory.last()).map(ToString::to_string).collect();
     figure.notes.push(format!("RSS over time, MiB: {}", over_time.join(", ")));
     figure.notes.push(format!("{} of {seconds} seconds had an answer slower than 50 ms", stalls.len()));
     let bad = late.iter().filter(|(late, all)| *all < 100 * late);
@@ -141,8 +143,9 @@ fn share(per_second: f64) -> u64 {
 }
 
 #[expect(clippy::float_arithmetic, reason = "a mean of memory, not money")]
-fn mean(figures: &[u64]) -> f64 {
-    figures.iter().sum::<u64>() as f64 / figures.len().max(1) as f64
+fn mean<'f>(figures: impl ExactSizeIterator<Item = &'f u64>) -> f64 {
+    let count = figures.len().max(1);
+    figures.sum::<u64>() as f64 / count as f64
 }
 
 /// A second in which somebody waited, and what else went on in it.
