@@ -1,8 +1,9 @@
 //! Where relay and followers are one process: commits that the relay has read go to the followers as they are.
 //!
 //! The same road with the bus left out: nothing is written as JSON, read again and hashed again for each follower. The relay
-//! read them in the log, or in the memory of an engine that had them acknowledged, so they are the log's; whoever misses some, or finds no relay at work beside it, goes on with the
-//! bus or Postgres as everywhere. The relay publishes all the same, for others.
+//! read them in the log, or in the memory of an engine that had them acknowledged, so they are the log's; whoever misses
+//! some, or finds no relay at work beside it, goes on with the bus or Postgres as everywhere. The relay publishes all the
+//! same, for others.
 
 use std::sync::Arc;
 

@@ -86,14 +86,18 @@ mod tests {
 
     /// Commits of one event each, which carries so many bytes.
     fn commits(numbers: RangeInclusive<i64>, bytes: usize) -> Vec<Arc<Commit>> {
+        commits_of(1, numbers, bytes)
+    }
+
+    fn commits_of(events: i64, numbers: RangeInclusive<i64>, bytes: usize) -> Vec<Arc<Commit>> {
         let at = |number: i64| {
             let failure = Failure { code: "wallet-frozen".to_owned(), detail: "x".repeat(bytes) };
             let id = CommandId::from_uuid(Uuid::from_u128(7));
             let event = Event::Command(id, CommandEvent::Declined { partner_id: None, failure });
             let recorded_at = Timestamp::from_micros(0).unwrap();
-            let head = Head { position: number - 1, commit: number - 1, chain: [0; 32], recorded_at };
+            let head = Head { position: events * (number - 1), commit: number - 1, chain: [0; 32], recorded_at };
             let draft = Draft::new(id, None, "{}", NewEvent { sequence: 1, event });
-            Arc::new(Commit::seal(&head, recorded_at, &[draft]))
+            Arc::new(Commit::seal(&head, recorded_at, &vec![draft; events as usize]))
         };
         numbers.map(at).collect()
     }
@@ -118,6 +122,15 @@ mod tests {
         assert_eq!(numbers(&recent.after(6, 10, 1)), [7], "one commit at least");
         assert_eq!(numbers(&recent.after(9, 10, 1_000)), NONE, "nothing comes after the last");
         assert_eq!(numbers(&recent.after(3, 10, 1_000)), NONE, "the next one is not here, so none is");
+    }
+
+    #[test]
+    fn a_page_has_whole_commits_and_no_event_too_many_but_one_commit_at_least() {
+        let recent = Recent::default();
+        told(&recent, commits_of(3, 1..=4, 1));
+        assert_eq!(numbers(&recent.after(0, 8, 1_000)), [1, 2]);
+        assert_eq!(numbers(&recent.after(0, 9, 1_000)), [1, 2, 3]);
+        assert_eq!(numbers(&recent.after(0, 2, 1_000)), [1]);
     }
 
     #[test]

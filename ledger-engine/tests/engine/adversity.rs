@@ -16,18 +16,6 @@ fn nobodys() -> WalletId {
     WalletId::from_uuid(Uuid::now_v7())
 }
 
-/// Undoes what the log has after a commit, as a restored backup would.
-async fn restore(owner: &mut PgConnection, commit: i64) {
-    for statement in [
-        "set session_replication_role = replica".to_owned(), // the triggers rest
-        format!("delete from ledger.events where commit_number > {commit}"),
-        format!("delete from ledger.commits where number > {commit}"),
-        "set session_replication_role = origin".to_owned(),
-    ] {
-        sqlx::query(&statement).execute(&mut *owner).await.unwrap();
-    }
-}
-
 #[tokio::test]
 async fn a_transaction_that_another_engine_ends_while_it_is_read_here_has_ended() {
     let (world, other) = World::new().await;

@@ -312,13 +312,8 @@ async fn an_engine_stops_when_the_log_went_on_without_what_it_acknowledged() {
     let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
     ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
     let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
-    for statement in [
-        "set session_replication_role = replica", // a restored backup would look the same
-        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
-        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
-    ] {
-        sqlx::query(statement).execute(&mut owner).await.unwrap();
-    }
+    let head = world.log().await.head().await.unwrap().commit;
+    restore(&mut owner, head - 1).await;
     let restored = world.engine(Settings::default()).await;
     for key in ["r1", "r2"] {
         restored.execute(world.transfer(Some(key), a, b, "2.00")).await.unwrap();
@@ -399,13 +394,8 @@ async fn what_was_appended_last_stays_in_memory_for_those_who_follow() {
     assert!(recent.after(before, 1_000, usize::MAX).is_empty());
 
     let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
-    for statement in [
-        "set session_replication_role = replica", // a restored backup would look the same
-        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
-        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
-    ] {
-        sqlx::query(statement).execute(&mut owner).await.unwrap();
-    }
+    let head = world.log().await.head().await.unwrap().commit;
+    restore(&mut owner, head - 1).await;
     ledger.execute(world.transfer(None, a, b, "1.00")).await.unwrap_err();
     assert!(recent.after(between, 1_000, usize::MAX).is_empty(), "it is not what the log holds");
 }
@@ -416,13 +406,8 @@ async fn an_engine_whose_head_is_gone_stops() {
     let (a, b) = (world.wallet(&ledger, "10.00").await, world.wallet(&ledger, "0").await);
     ledger.execute(world.transfer(Some("k"), a, b, "1.00")).await.unwrap();
     let mut owner = PgConnection::connect(world.database.url()).await.unwrap();
-    for statement in [
-        "set session_replication_role = replica", // the triggers rest: a restored backup would look the same
-        "delete from ledger.events where commit_number = (select max(number) from ledger.commits)",
-        "delete from ledger.commits where number = (select max(number) from ledger.commits)",
-    ] {
-        sqlx::query(statement).execute(&mut owner).await.unwrap();
-    }
+    let head = world.log().await.head().await.unwrap().commit;
+    restore(&mut owner, head - 1).await;
     let answer = ledger.execute(world.transfer(Some("k2"), a, b, "1.00")).await;
     assert!(matches!(answer, Err(CommandError::OutcomeUnknown)), "{answer:?}");
     assert!(!ledger.is_running());

@@ -103,6 +103,18 @@ impl World {
     }
 }
 
+/// Undoes what the log has after a commit, as a restored backup would.
+pub(crate) async fn restore(owner: &mut PgConnection, commit: i64) {
+    for statement in [
+        "set session_replication_role = replica".to_owned(), // the triggers rest
+        format!("delete from ledger.events where commit_number > {commit}"),
+        format!("delete from ledger.commits where number > {commit}"),
+        "set session_replication_role = origin".to_owned(),
+    ] {
+        sqlx::query(&statement).execute(&mut *owner).await.unwrap();
+    }
+}
+
 /// The log, while nobody can append to it: appends wait, nothing fails.
 pub(crate) struct Held(pub(crate) PgConnection);
 
