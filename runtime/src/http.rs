@@ -197,6 +197,7 @@ async fn asks_for_health(stream: &TcpStream) -> bool {
 /// The whole answer, for nobody asked yet. `None` if the client has gone.
 fn turn_away(stream: TcpStream) -> Option<TcpStream> {
     tracing::debug!("turned a connection away: all places are taken");
+    metrics::refused(&Refusal::Overloaded);
     // An empty send buffer takes the answer whole, without waiting. The runtime may not know yet that it is empty.
     let mut stream = stream.into_std().ok()?;
     stream.write_all(&Refusal::Overloaded.bytes(&RequestId::mint())).ok()?;
@@ -275,6 +276,7 @@ struct Surroundings {
 #[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) id: RequestId,
+    pub(crate) fault: Fault,
     surroundings: Arc<Surroundings>,
 }
 
@@ -324,8 +326,11 @@ async fn answer(
 
     let mut refusal = if countable { refuse(&parts, limits) } else { Some(Refusal::Malformed) };
     let mut response = None;
-    if refusal.is_none() {
-        parts.extensions.insert(Arrival { id: id.clone(), surroundings: surroundings.clone() });
+    if let Some(refusal) = &refusal {
+        request_id::log(method.as_str(), "refused", refusal.status(), begun, &id); // what gets further counts by its route
+    } else {
+        let arrival = Arrival { id: id.clone(), fault: fault.clone(), surroundings: surroundings.clone() };
+        parts.extensions.insert(arrival);
         let mut router = surroundings.router.clone();
         match AssertUnwindSafe(router.call(Request::from_parts(parts, body))).catch_unwind().await {
             Ok(Ok(answered)) if answered.status().is_client_error() || answered.status().is_server_error() => {
@@ -343,10 +348,7 @@ async fn answer(
     let mut response = match (&refusal, response) {
         (None, Some(answered)) if is_bare(&answered) => wrap(answered, uri.path(), &id),
         (None, Some(answered)) => answered,
-        (Some(refusal), _) => {
-            request_id::log(method.as_str(), "refused", refusal.status(), begun, &id);
-            refusal.response(uri.path(), &id)
-        }
+        (Some(refusal), _) => refusal.response(uri.path(), &id),
         (None, None) => unreachable!("what was not refused was answered"),
     };
     let headers = response.headers_mut();

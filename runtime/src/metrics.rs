@@ -30,6 +30,8 @@ use prometheus::{
 use tokio::sync::watch;
 use tokio::time::{timeout, timeout_at};
 
+use crate::refusal::Refusal;
+
 mod process;
 
 /// Measures the parts of the process' start.
@@ -64,6 +66,11 @@ pub(crate) fn record(method: &str, route: &str, status: StatusCode, took: Durati
         new.count(took);
         answered.entry(route.into()).or_default().push(new);
     });
+}
+
+/// A client has been refused before there was a request: of what it wanted nothing is known, and it took no time.
+pub(crate) fn refused(refusal: &Refusal) {
+    record("", "refused", refusal.status(), Duration::ZERO);
 }
 
 /// A figure that must be asked for. See the head of this file.

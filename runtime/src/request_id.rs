@@ -18,7 +18,9 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
+use crate::body::Fault;
 use crate::http::Arrival;
+use crate::refusal::Refusal;
 use crate::{metrics, trace};
 
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -47,6 +49,8 @@ pub struct Tracked {
     id: RequestId,
     method: Method,
     path: Option<MatchedPath>,
+    /// What the server found wrong with the body that the handler reads.
+    fault: Option<Fault>,
     traceparent: Option<HeaderValue>,
     served: Option<trace::Span>,
 }
@@ -61,6 +65,7 @@ impl Tracked {
         });
         let method = request.method().clone();
         let path = request.extensions().get::<MatchedPath>().cloned();
+        let fault = request.extensions().get::<Arrival>().map(|arrival| arrival.fault.clone());
         let sent = Traceparent::of(request.headers());
         let served = trace::serve(&method, path.as_ref().map(MatchedPath::as_str), sent.0.as_deref(), &id);
         let traceparent = match &served {
@@ -72,7 +77,7 @@ impl Tracked {
             None => sent, // handlers read it from the head
         };
         let traceparent = traceparent.0.and_then(|value| HeaderValue::try_from(value).ok());
-        Self { begun, id, method, path, traceparent, served }
+        Self { begun, id, method, path, fault, traceparent, served }
     }
 
     pub fn id(&self) -> &RequestId {
@@ -80,20 +85,40 @@ impl Tracked {
     }
 
     /// What is logged while the answer is made carries the request's name.
-    pub fn answer(self, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+    pub fn answer(mut self, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
         let answering = CURRENT.scope(self.id.clone(), answering);
         async move {
             let mut response = answering.await;
             response.headers_mut().insert(HEADER, self.id.header());
-            if let Some(value) = self.traceparent {
+            if let Some(value) = self.traceparent.take() {
                 response.headers_mut().insert(TRACEPARENT, value);
             }
-            if let Some(served) = self.served {
-                served.answered(response.status());
-            }
-            let path = self.path.as_ref().map_or("unmatched", MatchedPath::as_str);
-            log(self.method.as_str(), path, response.status(), self.begun, &self.id);
+            self.ended(self.status(&response));
             response
+        }
+    }
+
+    /// What the client is told: where the body was at fault, the server puts its own refusal in the place of the handler's.
+    fn status(&self, response: &Response) -> StatusCode {
+        let status = response.status();
+        let fault = self.fault.as_ref().filter(|_| status.is_client_error() || status.is_server_error());
+        fault.and_then(|fault| fault.get()).map_or(status, Refusal::status)
+    }
+
+    fn ended(&mut self, status: StatusCode) {
+        if let Some(served) = self.served.take() {
+            served.answered(status);
+        }
+        let path = self.path.as_ref().map_or("unmatched", MatchedPath::as_str);
+        log(self.method.as_str(), path, status, self.begun, &self.id);
+    }
+}
+
+impl Drop for Tracked {
+    /// A handler that panics leaves no answer; the server makes one.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.ended(Refusal::Panicked.status());
         }
     }
 }

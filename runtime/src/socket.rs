@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::http::Limits;
+use crate::metrics;
 use crate::refusal::Refusal;
 use crate::request_id::RequestId;
 
@@ -126,6 +127,7 @@ impl Socket {
         let unread = self.conversation.lock().unread;
         if let Some(refusal) = &self.refused {
             let id = RequestId::mint();
+            metrics::refused(refusal);
             tracing::info!(status = refusal.status().as_u16(), refusal = ?refusal, request.id = %id, "refused before there was a request");
             let _ = timeout(LINGER, self.stream.write_all(&refusal.bytes(&id))).await; // the client may be gone
         }

@@ -678,6 +678,50 @@ async fn metrics_count_answers_by_route_and_never_by_what_clients_put_into_paths
 }
 
 #[tokio::test]
+async fn every_answer_counts_once_with_the_status_that_the_client_sees() {
+    let counted = Router::new()
+        .route("/counted-echo", routing::post(async |body: Bytes| body))
+        .route("/counted-panic", routing::get(async || -> &'static str { panic!("on purpose") }))
+        .merge(Health::new().router())
+        .layer(middleware::from_fn(runtime::request_id::track));
+    let limits = Limits { connections: 1, body_bytes: 10, header_time: short(100), ..Limits::default() };
+    let server = Server::start_with(counted, limits).await;
+    let chunked =
+        "POST /counted-echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\n\r\n";
+    server.exchange(chunked).await.is_problem(413, "/problems/payload-too-large");
+    assert_eq!(server.exchange(get_and_close("/counted-panic")).await.status, 500);
+    server.exchange("nonsense\r\n\r\n").await.is_problem(400, "/problems/malformed-request");
+    server.exchange("GET / HT").await.is_problem(408, "/problems/request-timeout");
+    let mut first = server.connect().await;
+    first.write_all(get("/healthz").as_bytes()).await.unwrap();
+    assert_eq!(read_one(&mut first).await.status, 200);
+    server.exchange(get_and_close("/counted-echo")).await.is_problem(503, "/problems/overloaded");
+    drop(first);
+
+    let answer = server.exchange(get_and_close("/metrics")).await;
+    let of = |labels: &str| {
+        answer
+            .body
+            .lines()
+            .filter(|line| line.starts_with("daybook_http_requests_total") && line.contains(labels))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        of(r#"route="/counted-echo""#),
+        [r#"daybook_http_requests_total{method="POST",route="/counted-echo",status="413"} 1"#]
+    );
+    assert_eq!(
+        of(r#"route="/counted-panic""#),
+        [r#"daybook_http_requests_total{method="GET",route="/counted-panic",status="500"} 1"#]
+    );
+    for status in [400, 408, 503] {
+        // Those of other tests of this process are among them.
+        let refused = of(&format!(r#"method="other",route="refused",status="{status}""#));
+        assert_eq!(refused.len(), 1, "{status} was not counted:\n{}", answer.body);
+    }
+}
+
+#[tokio::test]
 async fn figures_that_must_be_asked_for_are_asked_once_at_a_time_and_never_hold_up_the_metrics_for_long() {
     let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (count, answered) = (asked.clone(), answer.clone());
