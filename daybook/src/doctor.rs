@@ -14,6 +14,10 @@
 //! bus.rs           NATS and the ledger's stream
 //! ```
 //! Left out: the whole log (`daybook audit`), and repairing anything.
+//!
+//! # What is no good news
+//! Where there is nothing to look at, as before the first start, nothing can be wrong. What is there, or was named, and
+//! could not be looked at is another thing: doctor does not know, says so, and has an exit code for it.
 
 mod bus;
 mod followers;
@@ -41,6 +45,10 @@ use url::Url;
 use crate::terminal::{Colour, Lines, shown, unless_reader_left};
 
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Exit code 0: nothing is wrong, warnings aside. 1: something is wrong. 2: doctor itself failed. \
+                  3: nothing is known to be wrong, and something that is there or was named could not be looked at."
+)]
 pub(crate) struct Options {
     /// Where `daybook up` keeps its data.
     #[arg(long, env = "DAYBOOK_DATA_DIR", default_value = "data")]
@@ -62,13 +70,16 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// How bad something is. Only what is wrong is a reason to fail.
+/// How bad something is. What is wrong is a reason to fail, and what is unknown is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Verdict {
     Ok,
+    /// There is nothing to look at, nobody has said where it is, or this system does not tell.
     NotLookedAt,
     Warning,
+    /// It is there, or was named, and could not be looked at.
+    Unknown,
     Wrong,
 }
 
@@ -78,7 +89,7 @@ struct Finding {
     area: &'static str,
     check: &'static str,
     verdict: Verdict,
-    /// What was found, with its numbers; or why it was not looked at.
+    /// What was found, with its numbers; or why it was not, or could not be, looked at.
     found: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,6 +101,7 @@ struct Report {
     /// The worst of all.
     verdict: Verdict,
     wrong: usize,
+    unknown: usize,
     warnings: usize,
     ok: usize,
     not_looked_at: usize,
@@ -100,6 +112,10 @@ type Findings = Vec<Finding>;
 
 /// For one probe. What a probe waits for inside has a shorter bound of its own.
 const PROBE_TIME: Duration = Duration::from_secs(20);
+
+/// Exit codes. 2 is that of a command that fails.
+const WRONG: u8 = 1;
+const UNKNOWN: u8 = 3;
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let report = examine(options.clone()).await;
@@ -113,7 +129,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         lines.flush()
     };
     unless_reader_left(print())?;
-    Ok(if report.wrong == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(match report.verdict {
+        Verdict::Wrong => ExitCode::from(WRONG),
+        Verdict::Unknown => ExitCode::from(UNKNOWN),
+        Verdict::Ok | Verdict::NotLookedAt | Verdict::Warning => ExitCode::SUCCESS,
+    })
 }
 
 async fn examine(options: Options) -> Report {
@@ -121,7 +141,7 @@ async fn examine(options: Options) -> Report {
     let place = installation::Place::find(&options);
     let database = place.database_url.clone();
     let nats = place.nats_url.clone();
-    let unnamed = |what: &str| format!("no {what} is named, and no daybook runs on {}", place.data_dir.display());
+    let unnamed = |what: &str| format!("no {what} is named, and {}", place.why_no_system());
 
     let machine = Area::new("machine");
     let mut probes = vec![
@@ -227,13 +247,17 @@ impl Probe {
         let check = self.check;
         let mut findings = match self.task.await {
             Ok(Ok(Ok(findings))) => findings,
-            Ok(Ok(Err(error))) => vec![Finding::not_looked_at(check, &format!("{error:#}"))],
-            Ok(Err(_)) => vec![Finding::warning(
+            Ok(Ok(Err(error))) => vec![Finding::unknown(
+                check,
+                format!("{error:#}"),
+                "See to that, or run doctor as a user who may look here.",
+            )],
+            Ok(Err(_)) => vec![Finding::unknown(
                 check,
                 format!("there was no answer within {} s", PROBE_TIME.as_secs()),
                 "Run doctor again; what is looked at here may be overloaded, or stuck.",
             )],
-            Err(_) => vec![Finding::not_looked_at(check, "the probe itself failed; please report this")],
+            Err(_) => vec![Finding::unknown(check, "the probe itself failed", "Please report this.")],
         };
         for finding in &mut findings {
             finding.area = self.area;
@@ -260,6 +284,10 @@ impl Finding {
         Self::new(check, Verdict::Warning, found.into(), Some(advice))
     }
 
+    fn unknown(check: &'static str, why: impl Into<String>, advice: &str) -> Self {
+        Self::new(check, Verdict::Unknown, why.into(), Some(advice))
+    }
+
     fn wrong(check: &'static str, found: impl Into<String>, advice: &str) -> Self {
         Self::new(check, Verdict::Wrong, found.into(), Some(advice))
     }
@@ -268,14 +296,15 @@ impl Finding {
 impl Report {
     fn of(findings: Findings) -> Self {
         let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
-        let (wrong, warnings) = (count(Verdict::Wrong), count(Verdict::Warning));
+        let (wrong, unknown, warnings) = (count(Verdict::Wrong), count(Verdict::Unknown), count(Verdict::Warning));
         let (ok, not_looked_at) = (count(Verdict::Ok), count(Verdict::NotLookedAt));
-        let verdict = match (wrong, warnings) {
-            (0, 0) => Verdict::Ok,
-            (0, _) => Verdict::Warning,
+        let verdict = match (wrong, unknown, warnings) {
+            (0, 0, 0) => Verdict::Ok,
+            (0, 0, _) => Verdict::Warning,
+            (0, _, _) => Verdict::Unknown,
             _ => Verdict::Wrong,
         };
-        Self { verdict, wrong, warnings, ok, not_looked_at, findings }
+        Self { verdict, wrong, unknown, warnings, ok, not_looked_at, findings }
     }
 }
 
@@ -291,6 +320,7 @@ fn print(report: &Report, lines: &mut Lines) -> std::io::Result<()> {
             Verdict::Ok => (Colour::Green, "ok"),
             Verdict::NotLookedAt => (Colour::Faint, "not looked at"),
             Verdict::Warning => (Colour::Yellow, "warning"),
+            Verdict::Unknown => (Colour::Red, "UNKNOWN"),
             Verdict::Wrong => (Colour::Red, "WRONG"),
         };
         let verdict = lines.paint(colour, &format!("{verdict:<13}"));
@@ -300,8 +330,10 @@ fn print(report: &Report, lines: &mut Lines) -> std::io::Result<()> {
         }
     }
     let plural = if report.warnings == 1 { "" } else { "s" };
-    let Report { wrong, warnings, ok, not_looked_at, .. } = report;
-    lines.line(&format!("{wrong} wrong, {warnings} warning{plural}, {ok} ok, {not_looked_at} not looked at"))
+    let Report { wrong, unknown, warnings, ok, not_looked_at, .. } = report;
+    lines.line(&format!(
+        "{wrong} wrong, {unknown} unknown, {warnings} warning{plural}, {ok} ok, {not_looked_at} not looked at"
+    ))
 }
 
 /// An address as it may be shown: without its password, and without what else may be secret in its query.
@@ -369,8 +401,21 @@ mod tests {
             area.probe("panics", async { panic!("on purpose") }),
         );
         let failed = failed.findings().await;
-        assert_eq!((failed[0].verdict, &*failed[0].found), (Verdict::NotLookedAt, "for a reason"));
+        assert_eq!((failed[0].verdict, &*failed[0].found), (Verdict::Unknown, "for a reason"));
         let panicked = panicked.findings().await;
-        assert_eq!(panicked[0].verdict, Verdict::NotLookedAt);
+        assert_eq!(panicked[0].verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_is_unknown_is_worse_than_a_warning_and_what_is_not_there_is_nothing() {
+        let finding = |verdict| Finding::new("check", verdict, String::new(), None);
+        for (verdicts, expected) in [
+            (vec![Verdict::Ok, Verdict::NotLookedAt], Verdict::Ok),
+            (vec![Verdict::NotLookedAt, Verdict::Warning], Verdict::Warning),
+            (vec![Verdict::Warning, Verdict::Unknown, Verdict::Ok], Verdict::Unknown),
+            (vec![Verdict::Unknown, Verdict::Wrong], Verdict::Wrong),
+        ] {
+            assert_eq!(Report::of(verdicts.iter().copied().map(finding).collect()).verdict, expected, "{verdicts:?}");
+        }
     }
 }

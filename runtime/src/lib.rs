@@ -8,6 +8,7 @@
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod otlp;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;
@@ -15,6 +16,5 @@ pub mod trace;
 
 mod body;
 mod door;
-mod otlp;
 mod refusal;
 mod socket;

@@ -6,10 +6,11 @@
 //! # What it must not do
 //! Slow anything down. A span that ends goes into a bounded queue or is dropped and counted; the thread that empties the
 //! queue shares nothing with the service but that. A collector that is slow, absent or wrong costs spans, one warning a
-//! minute, and at the end of the process [`STOPPING`].
+//! minute, and at the end of the process a second.
 
 use std::env;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,10 @@ const WARNING: Duration = Duration::from_secs(60);
 /// Spans that wait; one more is dropped.
 const QUEUE: usize = 2_048;
 
+/// Spans of one call, unless the environment says otherwise; and between two calls, if they are not so many.
+const BATCH: usize = 512;
+const DELAY: Duration = Duration::from_secs(5);
+
 /// For one call, unless the environment says otherwise.
 const CALL: Duration = Duration::from_secs(10);
 
@@ -55,22 +60,58 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-/// Turns traces on if the environment names a collector. What it says wrongly is warned about and never a reason not to
+/// What an environment asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// No traces. Holds the reason.
+    Off(String),
+    /// Traces in a way that is not spoken here, so there are none. Holds what is wrong.
+    Wrong(String),
+    /// Traces, sent to the collector at this address, which may have secrets in it.
+    At(String),
+}
+
+/// What the environment of this process asks for. A service that is started in it does that.
+pub fn wanted() -> Wanted {
+    wanted_by(set)
+}
+
+fn wanted_by(set: impl Fn(&str) -> Option<String>) -> Wanted {
+    let first = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, set(name)?)));
+    if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Wanted::Off("OTEL_SDK_DISABLED is true".to_owned());
+    }
+    if let Some(exporter) = set("OTEL_TRACES_EXPORTER").filter(|exporter| exporter != "otlp") {
+        return Wanted::Off(format!("OTEL_TRACES_EXPORTER is {exporter}"));
+    }
+    let endpoint = first(["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
+    let Some((name, endpoint)) = endpoint else {
+        return Wanted::Off("OTEL_EXPORTER_OTLP_ENDPOINT is not set".to_owned());
+    };
+    let url = endpoint.parse::<Uri>().ok();
+    if !matches!(url.as_ref().and_then(Uri::scheme_str), Some("http" | "https")) {
+        return Wanted::Wrong(format!("{name} is not an http or https URL")); // which it is may be a secret
+    }
+    let protocol = first(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
+    if let Some((name, protocol)) = protocol.filter(|(_, protocol)| protocol != "http/protobuf") {
+        return Wanted::Wrong(format!("{name} is {protocol}, and the one protocol spoken here is http/protobuf"));
+    }
+    Wanted::At(endpoint)
+}
+
+/// Turns traces on if the environment asks for them. What it says wrongly is warned about and never a reason not to
 /// start.
 pub(crate) fn start(service: &str) {
-    let endpoint = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    let disabled = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    let elsewhere = set("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp");
-    let Some(endpoint) = endpoint.filter(|_| !disabled && !elsewhere && PROVIDER.get().is_none()) else { return };
-    let url = endpoint.parse::<Uri>().ok().filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
-    if url.is_none() {
-        tracing::warn!("no traces: the collector's address is not an http or https URL"); // which it is may be a secret
+    if PROVIDER.get().is_some() {
         return;
     }
-    let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
-    if let Some(protocol) = protocol.filter(|protocol| protocol != "http/protobuf") {
-        tracing::warn!(protocol, "no traces: the one protocol spoken here is http/protobuf");
-        return;
+    match wanted() {
+        Wanted::Off(_) => return,
+        Wanted::Wrong(why) => {
+            tracing::warn!("no traces: {why}");
+            return;
+        }
+        Wanted::At(_) => {} // the exporter reads for itself where that is
     }
     let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
     let exporter = match exporter.with_http_client(Collector::new()).build() {
@@ -81,11 +122,15 @@ pub(crate) fn start(service: &str) {
         }
     };
     let tally = Arc::new(Tally::new());
-    let config = BatchConfigBuilder::default().with_max_queue_size(tally.queue_max).build();
+    // It would read these itself, say nothing of what it cannot read, and take a zero.
+    let config = BatchConfigBuilder::default()
+        .with_max_queue_size(tally.queue_max)
+        .with_max_export_batch_size(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE").unwrap_or(BATCH))
+        .with_scheduled_delay(number("OTEL_BSP_SCHEDULE_DELAY").map_or(DELAY, Duration::from_millis))
+        .build();
     let exporter = Counted { inner: exporter, tally: tally.clone() };
     let inner = BatchSpanProcessor::builder(exporter).with_batch_config(config).build();
-    let ratio: Option<f64> = number("OTEL_TRACES_SAMPLER_ARG").filter(|ratio| (0.0..=1.0).contains(ratio));
-    let sampler = sampler(set("OTEL_TRACES_SAMPLER").as_deref(), ratio);
+    let sampler = sampler(set("OTEL_TRACES_SAMPLER").as_deref(), set(ARGUMENT).as_deref());
     tracing::info!(sampler = ?sampler, "traces are exported");
     let provider = SdkTracerProvider::builder()
         .with_sampler(sampler)
@@ -112,29 +157,40 @@ fn set(name: &str) -> Option<String> {
     env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let value = set(name)?;
-    let number = value.parse().ok();
+/// A variable's number. None of them may be zero: no span would have room, no call would have time, and a thread that
+/// does not pause would take a core.
+fn number<T: FromStr + Default + PartialOrd>(name: &str) -> Option<T> {
+    usable(name, &set(name)?, |number| T::default() < *number)
+}
+
+/// The number that a variable should hold. Another value is warned about.
+fn usable<T: FromStr>(name: &str, value: &str, fits: impl Fn(&T) -> bool) -> Option<T> {
+    let number = value.parse::<T>().ok().filter(fits);
     if number.is_none() {
-        tracing::warn!(name, value, "this is not the number that it should be, and is ignored");
+        tracing::warn!(name, value, "this is not the number that it should be; the default is used");
     }
     number
 }
 
-fn sampler(name: Option<&str>, ratio: Option<f64>) -> Sampler {
-    let of_ours = |ratio: Option<f64>| Sampler::TraceIdRatioBased(ratio.unwrap_or(1.0)); // as OpenTelemetry has it
+/// Of the sampler.
+const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
+
+fn sampler(name: Option<&str>, argument: Option<&str>) -> Sampler {
+    // An argument that is no ratio never means all: who writes 10 wants ten in a hundred.
+    let ratio = |argument| usable(ARGUMENT, argument, |ratio: &f64| (0.0..=1.0).contains(ratio)).unwrap_or(RATIO);
+    let by_ratio = |without: f64| Sampler::TraceIdRatioBased(argument.map_or(without, ratio));
     let below_parent = |sampler| Sampler::ParentBased(Box::new(sampler));
     match name {
-        None => below_parent(of_ours(ratio.or(Some(RATIO)))),
+        None => below_parent(by_ratio(RATIO)),
         Some("always_on") => Sampler::AlwaysOn,
         Some("always_off") => Sampler::AlwaysOff,
-        Some("traceidratio") => of_ours(ratio),
+        Some("traceidratio") => by_ratio(1.0), // as OpenTelemetry has it
         Some("parentbased_always_on") => below_parent(Sampler::AlwaysOn),
         Some("parentbased_always_off") => below_parent(Sampler::AlwaysOff),
-        Some("parentbased_traceidratio") => below_parent(of_ours(ratio)),
+        Some("parentbased_traceidratio") => below_parent(by_ratio(1.0)),
         Some(other) => {
             tracing::warn!(sampler = other, ratio = RATIO, "this sampler is not known here; the default is used");
-            below_parent(of_ours(Some(RATIO)))
+            below_parent(Sampler::TraceIdRatioBased(RATIO))
         }
     }
 }
@@ -163,7 +219,7 @@ struct Tally {
 impl Tally {
     fn new() -> Self {
         Self {
-            queue_max: number("OTEL_BSP_MAX_QUEUE_SIZE").filter(|max| *max != 0).unwrap_or(QUEUE),
+            queue_max: number("OTEL_BSP_MAX_QUEUE_SIZE").unwrap_or(QUEUE),
             queued: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -331,16 +387,69 @@ mod tests {
 
     #[test]
     fn one_in_a_hundred_is_sampled_unless_the_client_or_the_environment_says_otherwise() {
-        let said = |name, ratio| format!("{:?}", sampler(name, ratio));
+        let said = |name, argument| format!("{:?}", sampler(name, argument));
         assert_eq!(said(None, None), "ParentBased(TraceIdRatioBased(0.01))");
-        assert_eq!(said(None, Some(0.5)), "ParentBased(TraceIdRatioBased(0.5))");
+        assert_eq!(said(None, Some("0.5")), "ParentBased(TraceIdRatioBased(0.5))");
         assert_eq!(said(Some("always_on"), None), "AlwaysOn");
         assert_eq!(said(Some("always_off"), None), "AlwaysOff");
-        assert_eq!(said(Some("traceidratio"), Some(0.25)), "TraceIdRatioBased(0.25)");
+        assert_eq!(said(Some("traceidratio"), Some("0.25")), "TraceIdRatioBased(0.25)");
+        assert_eq!(said(Some("traceidratio"), None), "TraceIdRatioBased(1.0)");
         assert_eq!(said(Some("parentbased_always_on"), None), "ParentBased(AlwaysOn)");
         assert_eq!(said(Some("parentbased_always_off"), None), "ParentBased(AlwaysOff)");
         assert_eq!(said(Some("parentbased_traceidratio"), None), "ParentBased(TraceIdRatioBased(1.0))");
-        assert_eq!(said(Some("xray"), Some(1.0)), "ParentBased(TraceIdRatioBased(0.01))", "not known here");
+        assert_eq!(said(Some("xray"), Some("1")), "ParentBased(TraceIdRatioBased(0.01))", "not known here");
+    }
+
+    #[test]
+    fn an_argument_that_is_no_ratio_never_samples_all() {
+        for argument in ["10", "-0.1", "1.01", "10%", "NaN", "inf", "half"] {
+            for (name, expected) in [
+                (None, "ParentBased(TraceIdRatioBased(0.01))"),
+                (Some("traceidratio"), "TraceIdRatioBased(0.01)"),
+                (Some("parentbased_traceidratio"), "ParentBased(TraceIdRatioBased(0.01))"),
+            ] {
+                assert_eq!(format!("{:?}", sampler(name, Some(argument))), expected, "{name:?} {argument}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_is_above_zero_or_the_default_is_used() {
+        let millis = |value| usable::<u64>("a variable", value, |millis| 0 < *millis);
+        assert_eq!(millis("100"), Some(100));
+        for value in ["0", "-1", "1.5", "5s", "1e3", "99999999999999999999"] {
+            assert_eq!(millis(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_collector_is_sent_to_only_as_it_is_asked_for_and_as_is_spoken_here() {
+        let wanted = |variables: &[(&str, &str)]| {
+            let value = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+            wanted_by(|name| value(name).map(str::to_owned))
+        };
+        let (all, traces) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+        let (protocol, of_traces) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
+        let (url, other) = ("http://127.0.0.1:4318", "https://collector.example/v1/traces");
+        assert_eq!(wanted(&[(all, url)]), Wanted::At(url.to_owned()));
+        assert_eq!(wanted(&[(traces, other)]), Wanted::At(other.to_owned()));
+        assert_eq!(wanted(&[(all, url), (traces, other)]), Wanted::At(other.to_owned()));
+        let alike = [(all, url), (protocol, "grpc"), (of_traces, "http/protobuf"), ("OTEL_TRACES_EXPORTER", "otlp")];
+        assert_eq!(wanted(&alike), Wanted::At(url.to_owned()));
+        for variables in
+            [&[][..], &[(all, url), ("OTEL_SDK_DISABLED", "True")], &[(all, url), ("OTEL_TRACES_EXPORTER", "none")]]
+        {
+            assert!(matches!(wanted(variables), Wanted::Off(_)), "{variables:?}");
+        }
+        for (name, variables) in [
+            (all, &[(all, "127.0.0.1:4318")][..]),
+            (traces, &[(all, url), (traces, "grpc://secret@127.0.0.1:4317")]),
+            (protocol, &[(all, url), (protocol, "grpc")]),
+            (of_traces, &[(all, url), (protocol, "http/protobuf"), (of_traces, "http/json")]),
+        ] {
+            let Wanted::Wrong(why) = wanted(variables) else { panic!("{variables:?}") };
+            assert!(why.starts_with(name) && !why.contains("secret"), "{why}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{otlp, request_id};
 
 /// Sets logs up for this process; later calls change nothing. `RUST_LOG` says what is logged (default `info`),
 /// `DAYBOOK_LOG_FORMAT=json` asks for JSON on a terminal too. Panics are logged like any other error. Traces are on if
-/// `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+/// the environment asks for them: see [`otlp::wanted`].
 pub fn init(service: &str) {
     if QUEUE.get().is_some() {
         return;

@@ -50,7 +50,11 @@ pub(super) async fn look(nats_url: String, database_url: Option<String>) -> anyh
             format!("there is no {}", settings.stream),
             "Start the relay: it makes the stream, and followers read Postgres until then.",
         )),
-        (_, Err(error)) if known => findings.push(Finding::not_looked_at("stream", error)),
+        (_, Err(error)) if known => findings.push(Finding::unknown(
+            "stream",
+            error.as_str(),
+            "See what nats-server logs; nats.conf says which users may look at the stream.",
+        )),
         _ => findings.push(Finding::not_looked_at("stream", "without its database nobody knows the ledger's id")),
     }
     findings.push(match &bus.others {
@@ -102,7 +106,7 @@ fn server(bus: &Inspection, nats_url: &str, shown: &str) -> Findings {
             format!("it is not enabled for this user's account: {error}"),
             "Add a `jetstream` block to the server's configuration, and `jetstream: enabled` to the account.",
         ),
-        // A follower's user may not ask.
+        // No user of nats.conf may ask: none of them needs to know, and nothing is wrong for that.
         Err(error) => Finding::not_looked_at("jetstream", error),
         Ok(jetstream) => {
             const STREAM: i64 = 32 * 1024 * 1024;

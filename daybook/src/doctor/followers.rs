@@ -139,20 +139,30 @@ pub(super) async fn workflows(server: Server) -> anyhow::Result<Findings> {
     let mut findings = vec![lag(&mut connection, CHECK, read, "it", "the workflows' follower").await?];
 
     let row = sqlx::query(
-        "select count(*) as open, count(*) filter (where state = 'BLOCKED') as blocked, count(alert) as alerts,
-                min(alert) as alert, coalesce(max(extract(epoch from now() - due_at)), 0)::bigint as late
+        "select count(*) as open, count(*) filter (where state = 'BLOCKED') as blocked,
+                coalesce(max(extract(epoch from now() - due_at)), 0)::bigint as late
          from workflows.top_ups where due_at is not null",
     );
     let row = row.fetch_one(&mut connection).await?;
     let get = |column: &str| row.try_get::<i64, _>(column);
-    let (open, blocked, alerts, late) = (get("open")?, get("blocked")?, get("alerts")?, get("late")?);
+    let (open, blocked, late) = (get("open")?, get("blocked")?, get("late")?);
     let found = format!("{open} under way, {blocked} of them refused by the ledger for now");
+    // Also of what has ended and is never due again: there bank and ledger disagree, and only a person can settle it.
+    let row = sqlx::query(
+        "select count(*) as alerts, count(*) filter (where state = 'ENDED') as ended, min(alert) as alert
+         from workflows.top_ups where alert is not null",
+    );
+    let row = row.fetch_one(&mut connection).await?;
+    let (alerts, ended): (i64, i64) = (row.try_get("alerts")?, row.try_get("ended")?);
     let alert = row.try_get::<Option<String>, _>("alert")?.unwrap_or_default();
     findings.push(if 0 < alerts {
         Finding::warning(
             "top-ups",
-            format!("{found}; {alerts} want a person, such as: {alert}"),
-            "See `select transaction_id, state, alert from workflows.top_ups where alert is not null`.",
+            format!("{found}; {alerts} want a person, {ended} of them though they have ended, such as: {alert}"),
+            "Compare each with the bank's statement: `select transaction_id, state, alert from workflows.top_ups \
+             where alert is not null`. What is under way goes on by itself once its cause is gone. What has ENDED \
+             keeps its alert until it is settled with the bank and you say so: `update workflows.top_ups \
+             set alert = null where transaction_id = '…' and state = 'ENDED'`.",
         )
     } else if 120 < late {
         Finding::warning(
@@ -171,7 +181,7 @@ pub(super) async fn workflows(server: Server) -> anyhow::Result<Findings> {
     });
 
     let row = sqlx::query(
-        "select count(*) filter (where verdict in ('MISMATCH', 'CONTRARY', 'CONFLICT')) as contrary,
+        "select count(*) filter (where verdict in ('MISMATCH', 'CONTRARY', 'SECOND', 'CONFLICT')) as contrary,
                 count(*) filter (where verdict = 'QUARANTINED' and received_at < now() - interval '10 minutes') as unknown
          from workflows.callbacks where now() - interval '1 day' < received_last_at",
     );
@@ -181,12 +191,13 @@ pub(super) async fn workflows(server: Server) -> anyhow::Result<Findings> {
         Finding::warning(
             "callbacks",
             format!(
-                "in the last day {contrary} from the bank contradicted what is known, {unknown} name no payment of ours"
+                "in the last day {contrary} from the bank contradicted what is known or decided a payment again, \
+                 {unknown} name no payment of ours"
             ),
             "Compare them with the bank's statement: `select * from workflows.callbacks where verdict <> 'ACCEPTED'`.",
         )
     } else {
-        Finding::ok("callbacks", "none in the last day that contradicted what is known")
+        Finding::ok("callbacks", "none in the last day that contradicted what is known or decided a payment again")
     });
     Ok(findings)
 }

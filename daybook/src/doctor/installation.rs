@@ -3,6 +3,7 @@
 //!
 //! Whether it runs is read from the kernel's list of locks: taking the lock to see would be in the way of a start.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,15 @@ enum State {
     Running(u32),
     /// connection.json names a process that is gone.
     Crashed(u32),
-    Unreadable(String),
+    /// Of connection.json: whether anything runs here nobody knows.
+    Unreadable {
+        why: String,
+        advice: &'static str,
+    },
 }
+
+/// What is unreadable is so mostly for another user.
+const AS_ITS_USER: &str = "Run doctor as the user who runs daybook.";
 
 impl Place {
     pub(super) fn find(options: &Options) -> Self {
@@ -54,10 +62,13 @@ impl Place {
         let held = lock_is_held(&data_dir);
         let state = match &connection {
             // What could not be parsed would be quoted, and it holds secrets.
-            Err(error) => State::Unreadable(match error.root_cause().downcast_ref::<std::io::Error>() {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            }),
+            Err(error) => match error.root_cause().downcast_ref::<std::io::Error>() {
+                Some(cause) => State::Unreadable { why: format!("{error}: {cause}"), advice: AS_ITS_USER },
+                None => State::Unreadable {
+                    why: error.to_string(),
+                    advice: "Stop daybook and start it again, which writes this file anew.",
+                },
+            },
             Ok(Some(found)) if held.unwrap_or_else(|| is_alive(found.pid)) => State::Running(found.pid),
             Ok(Some(found)) => State::Crashed(found.pid),
             Ok(None) if held == Some(true) => State::Between(pid_in_lock(&data_dir)),
@@ -85,6 +96,14 @@ impl Place {
             key_file: options.secrets_key_file.clone(),
             state,
             data_dir,
+        }
+    }
+
+    /// Why nothing is known of a running system, where nothing is.
+    pub(super) fn why_no_system(&self) -> String {
+        match self.state {
+            State::Unreadable { .. } => "connection.json, which would tell, cannot be read".to_owned(),
+            _ => format!("no daybook runs on {}", self.data_dir.display()),
         }
     }
 }
@@ -152,9 +171,7 @@ pub(super) async fn files(place: Place) -> anyhow::Result<Findings> {
             format!("{at}: connection.json names process {pid}, which is gone: the system was killed"),
             "Start it again: it recovers by itself, and nothing that was acknowledged is lost.",
         ),
-        State::Unreadable(error) => {
-            Finding::not_looked_at(CHECK, &format!("{error}; run doctor as the user who runs daybook"))
-        }
+        State::Unreadable { why, advice } => Finding::unknown(CHECK, why.as_str(), advice),
     }];
     if matches!(place.state, State::Stopped | State::Crashed(_)) {
         findings.extend(left_behind(&place.data_dir));
@@ -197,10 +214,15 @@ fn rights(data_dir: &Path) -> Findings {
         ["connection.json", "installation.json", "private-servers.json", "servers/nats/nats.conf"];
     const PRIVATE: [&str; 3] = ["servers", "servers/postgres", "servers/nats"];
     let mut findings = Vec::new();
+    let mut unreadable = Vec::new();
     let mut looked = 0;
     let mut look = |name: &str, forbidden: u32, means: &str, mode: &str| {
         let path = if name.is_empty() { data_dir.to_owned() } else { data_dir.join(name) };
-        let Ok(found) = std::fs::metadata(&path) else { return };
+        let found = match std::fs::metadata(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            Err(error) => return unreadable.push(format!("{}: {error}", path.display())),
+        };
         looked += 1;
         if found.mode() & forbidden != 0 {
             findings.push(Finding::wrong(
@@ -217,7 +239,9 @@ fn rights(data_dir: &Path) -> Findings {
     for name in PRIVATE {
         look(name, 0o077, "others may get at the servers' data", "700");
     }
-    if findings.is_empty() && 0 < looked {
+    if !unreadable.is_empty() {
+        findings.push(Finding::unknown(CHECK, unreadable.join("; "), AS_ITS_USER));
+    } else if findings.is_empty() && 0 < looked {
         findings.push(Finding::ok(CHECK, format!("{looked} files and directories are their owner's alone")));
     }
     findings
@@ -243,7 +267,7 @@ pub(super) async fn secrets(place: Place) -> anyhow::Result<Findings> {
             restore,
         )),
         Ok(None) => {}
-        Err(error) => findings.push(Finding::not_looked_at("sealing-key", &format!("{error:#}"))),
+        Err(error) => findings.push(Finding::unknown("sealing-key", format!("{error:#}"), AS_ITS_USER)),
     }
     if let Some(file) = &place.key_file {
         findings.push(match Seal::from_key_file(file) {
@@ -353,8 +377,8 @@ fn address_of(hex: &str) -> Option<IpAddr> {
 /// Whether the running system answers, and that it is ready.
 pub(super) async fn answers(place: Place) -> anyhow::Result<Findings> {
     const CHECK: &str = "answers";
-    let Some(base_url) = place.base_url else {
-        return Ok(vec![Finding::not_looked_at(CHECK, "no daybook runs on the data directory")]);
+    let Some(base_url) = &place.base_url else {
+        return Ok(vec![Finding::not_looked_at(CHECK, &place.why_no_system())]);
     };
     let advice = "Read what it logs; the other findings may say why.";
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
@@ -369,7 +393,7 @@ pub(super) async fn answers(place: Place) -> anyhow::Result<Findings> {
     let (status, time) = (answer.status(), asked.elapsed());
     let body: String = answer.text().await.unwrap_or_default().chars().take(300).collect();
     Ok(vec![if status.is_success() {
-        let local = if is_local(&base_url) { "" } else { ", over the network" };
+        let local = if is_local(base_url) { "" } else { ", over the network" };
         Finding::ok(CHECK, format!("{base_url} is ready, after {}{local}", millis(time)))
     } else {
         Finding::wrong(CHECK, format!("{base_url} is not ready: {status} {body}"), advice)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use runtime::otlp::{self, Wanted};
 use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -94,7 +95,10 @@ pub(super) async fn open_files(pid: Option<u32>) -> anyhow::Result<Findings> {
 
 pub(super) async fn disk_space(data_dir: PathBuf) -> anyhow::Result<Findings> {
     let work = tokio::task::spawn_blocking(move || {
-        let directory = where_data_lies(&data_dir)?;
+        let directory = match where_data_lies(&data_dir, "disk-space") {
+            Ok(directory) => directory,
+            Err(finding) => return Ok(vec![finding]),
+        };
         let disk = rustix::fs::statvfs(&directory).with_context(|| format!("asking for {}", directory.display()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let found = format!("{} MiB are free where {} lies", free / MIB, directory.display());
@@ -138,7 +142,10 @@ pub(super) async fn disk_sync(data_dir: PathBuf) -> anyhow::Result<Findings> {
     const VERY_SLOW: Duration = Duration::from_millis(100);
     const TOO_QUICK: Duration = Duration::from_micros(8);
     let work = tokio::task::spawn_blocking(move || {
-        let directory = where_data_lies(&data_dir)?;
+        let directory = match where_data_lies(&data_dir, "disk-sync") {
+            Ok(directory) => directory,
+            Err(finding) => return Ok(vec![finding]),
+        };
         // Without a name: nothing stays behind, whatever happens to us.
         let mut file = tempfile::tempfile_in(&directory)
             .with_context(|| format!("a file to measure with, in {}", directory.display()))?;
@@ -202,23 +209,28 @@ pub(super) fn environment() -> Findings {
 /// Whether traces, where they are asked for, arrive anywhere.
 pub(super) async fn traces() -> anyhow::Result<Findings> {
     const CHECK: &str = "traces";
-    let name = "OTEL_EXPORTER_OTLP_ENDPOINT";
-    let Some(endpoint) = std::env::var(name).ok().filter(|value| !value.is_empty()) else {
-        return Ok(vec![Finding::ok(CHECK, format!("off: {name} is not set"))]);
+    let endpoint = match otlp::wanted() {
+        Wanted::Off(why) => return Ok(vec![Finding::ok(CHECK, format!("off: {why}"))]),
+        Wanted::Wrong(why) => {
+            let advice = "Correct the variable, or unset the collector's address: services start without traces.";
+            return Ok(vec![Finding::warning(CHECK, format!("off: {why}"), advice)]);
+        }
+        Wanted::At(endpoint) => endpoint,
     };
-    let advice = "Start the collector, or unset the variable: traces are lost meanwhile, and nothing else.";
-    let target = Url::parse(&endpoint)
-        .ok()
-        .and_then(|url| Some((url.host_str()?.trim_matches(['[', ']']).to_owned(), url.port_or_known_default()?)));
-    let Some(target) = target else {
-        return Ok(vec![Finding::warning(CHECK, format!("{name} is not an address with a host and a port"), advice)]);
+    let advice = "Start the collector, or unset its address: traces are lost meanwhile, and nothing else.";
+    let target = Url::parse(&endpoint).ok().and_then(|url| {
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, url.port_or_known_default()?, url.scheme() == "http"))
+    });
+    let Some((host, port, in_clear)) = target else {
+        return Ok(vec![Finding::warning(CHECK, "the collector's address has no host and port to connect to", advice)]);
     };
     let shown = without_password(&endpoint);
-    Ok(vec![match timeout(Duration::from_secs(3), TcpStream::connect((target.0.as_str(), target.1))).await {
-        Ok(Ok(_)) if endpoint.starts_with("http:") && !is_local(&endpoint) => Finding::warning(
+    Ok(vec![match timeout(Duration::from_secs(3), TcpStream::connect((host.as_str(), port))).await {
+        Ok(Ok(_)) if in_clear && !is_local(&endpoint) => Finding::warning(
             CHECK,
             format!("the collector at {shown} is there, and reached without TLS"),
-            "Use https: traces name wallets and transactions.",
+            "Use https: spans name requests, transactions and webhooks' hosts, and a key may go with them.",
         ),
         Ok(Ok(_)) => Finding::ok(CHECK, format!("the collector at {shown} is there")),
         Ok(Err(error)) => Finding::warning(CHECK, format!("nobody answers at {shown}: {error}"), advice),
@@ -227,8 +239,11 @@ pub(super) async fn traces() -> anyhow::Result<Findings> {
 }
 
 /// Where the servers' files are or would be: behind the link if there is one, and in the nearest directory that exists.
-fn where_data_lies(data_dir: &Path) -> anyhow::Result<PathBuf> {
-    let absolute = std::path::absolute(data_dir).context("the data directory's path")?;
+/// The finding is that there is none.
+fn where_data_lies(data_dir: &Path, check: &'static str) -> Result<PathBuf, Finding> {
+    let advice = "Run doctor as the user who runs daybook.";
+    let absolute = std::path::absolute(data_dir)
+        .map_err(|error| Finding::unknown(check, format!("the data directory's path: {error}"), advice))?;
     let servers = absolute.join("servers");
     let found = servers.ancestors().find_map(|directory| {
         let directory = directory.canonicalize().ok()?;
@@ -236,7 +251,13 @@ fn where_data_lies(data_dir: &Path) -> anyhow::Result<PathBuf> {
         let writable = rustix::fs::access(&directory, rustix::fs::Access::WRITE_OK).is_ok();
         (directory.is_dir() && writable).then_some(directory)
     });
-    found.with_context(|| format!("neither {} nor any directory above it can be written to", absolute.display()))
+    found.ok_or_else(|| {
+        let why = format!("neither {} nor any directory above it can be written to", absolute.display());
+        match absolute.try_exists() {
+            Ok(false) => Finding::not_looked_at(check, &why), // nothing is there yet, nor can be made from here
+            Ok(true) | Err(_) => Finding::unknown(check, why, advice),
+        }
+    })
 }
 
 /// The file system that holds a path, by the longest mount point that it lies under.

@@ -155,7 +155,6 @@ pub(super) async fn durability(server: Server) -> anyhow::Result<Findings> {
             Finding::ok(name, value(name))
         });
     }
-    findings.push(Finding::ok("wal_sync_method", value("wal_sync_method")));
     findings.push(if value("data_checksums") == "on" {
         Finding::ok("data_checksums", "on")
     } else {
@@ -240,11 +239,6 @@ pub(super) async fn settings(server: Server) -> anyhow::Result<Findings> {
             "Do `reindex database` and `alter database … refresh collation version`.",
         ));
     }
-    // Every session of ours asks for UTC, and times are kept with their zone.
-    findings.push(Finding::ok(
-        "timezone",
-        format!("the server's is {}; sessions of ours ask for UTC", value("log_timezone")),
-    ));
     if value("autovacuum") == "off" || value("track_counts") == "off" {
         findings.push(Finding::warning(
             "autovacuum",

@@ -14,11 +14,19 @@ use crate::process::{DataDirectory, Daybook, PROGRAM};
 
 /// Its exit code, and its findings.
 async fn doctor(options: &[&str]) -> (i32, Value) {
+    doctor_within(&[], options).await
+}
+
+/// As [`doctor`], with these variables in its environment.
+async fn doctor_within(environment: &[(&str, &str)], options: &[&str]) -> (i32, Value) {
     let mut command = Command::new(PROGRAM);
     command.args(["doctor", "--json"]).args(options);
-    for variable in ["DAYBOOK_DATABASE_URL", "DAYBOOK_NATS_URL", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
-        command.env_remove(variable);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("OTEL_") {
+            command.env_remove(variable);
+        }
     }
+    command.env_remove("DAYBOOK_DATABASE_URL").env_remove("DAYBOOK_NATS_URL").envs(environment.iter().copied());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let report = serde_json::from_str(&text);
@@ -66,6 +74,7 @@ async fn a_system_that_is_well_has_nothing_wrong_and_is_left_as_it_was() {
     let (code, report) = doctor(&["--data-dir", directory.path().to_str().unwrap()]).await;
     assert_eq!((code, &report["wrong"]), (0, &Value::from(0)), "{report:#}");
     assert_eq!(of_verdict(&report, "not-looked-at"), names(&[]), "{report:#}");
+    assert_eq!(of_verdict(&report, "unknown"), names(&[]), "{report:#}");
     let ok = of_verdict(&report, "ok");
     for area in ["machine", "installation", "postgres", "schema", "log", "followers", "bus"] {
         assert!(ok.iter().any(|name| name.starts_with(area)), "{area}: {report:#}");
@@ -164,15 +173,83 @@ async fn what_is_broken_is_named_and_nothing_else() {
     assert_eq!((code, of_verdict(&report, "wrong")), (1, names(&["installation/file-rights"])), "{report:#}");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
 
-    execute(&mut owner, "alter database daybook set wal_compression = 'pglz'").await;
-    let (code, report) = doctor(&["--data-dir", data_dir]).await;
-    execute(&mut owner, "alter database daybook reset wal_compression").await;
-    assert!(code == 0 && of_verdict(&report, "warning").contains("postgres/tuning"), "slow, not wrong: {report:#}");
+    // Slow, or for a person to look at, and not wrong.
+    let warned_about = [
+        (
+            "alter database daybook set wal_compression = 'pglz'",
+            "alter database daybook reset wal_compression",
+            "postgres/tuning",
+        ),
+        (
+            "insert into workflows.top_ups
+                 (transaction_id, wallet_id, requested_position, token, amount, currency, state, expire_at, word,
+                  outcome, alert)
+             values (gen_random_uuid(), gen_random_uuid(), -1, 'ended otherwise', 10, 'EUR', 'ENDED', now(), 'success',
+                     'EXPIRED', 'the bank said success, the ledger has ended it as EXPIRED')",
+            "delete from workflows.top_ups where token = 'ended otherwise'",
+            "followers/top-ups",
+        ),
+        (
+            "insert into workflows.callbacks
+                 (id, bank_reference, token, status, amount, currency, body, signed_at, verdict)
+             values (gen_random_uuid(), 'another', 'paid again', 'success', 10, 'EUR', '{}', now(), 'SECOND')",
+            "delete from workflows.callbacks where token = 'paid again'",
+            "followers/callbacks",
+        ),
+    ];
+    for (broken, mended, warning) in warned_about {
+        execute(&mut owner, broken).await;
+        let (code, report) = doctor(&["--data-dir", data_dir]).await;
+        execute(&mut owner, mended).await;
+        assert!(code == 0 && of_verdict(&report, "warning").contains(warning), "{broken}: {report:#}");
+    }
 
     let (code, report) = doctor(&["--data-dir", data_dir]).await;
     assert_eq!((code, of_verdict(&report, "wrong")), (0, names(&[])), "all is mended: {report:#}");
-    assert!(!of_verdict(&report, "warning").contains("postgres/tuning"), "{report:#}");
+    let warnings = of_verdict(&report, "warning");
+    assert!(warned_about.iter().all(|(.., warning)| !warnings.contains(*warning)), "{report:#}");
     owner.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_there_and_cannot_be_looked_at_is_not_taken_for_well() {
+    let directory = DataDirectory::new();
+    let options = ["--data-dir", directory.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let (code, report) = doctor(&options).await;
+    assert_eq!((code, of_verdict(&report, "unknown")), (0, names(&[])), "nothing is there yet: {report:#}");
+    assert!(of_verdict(&report, "not-looked-at").contains("postgres/reachable"), "{report:#}");
+
+    // Root may read every file, and no directory as one.
+    let file = directory.connection_file();
+    std::fs::create_dir(&file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (code, report) = doctor(&options).await;
+    assert_eq!((code, &report["verdict"], &report["unknown"]), (3, &"unknown".into(), &1.into()), "{report:#}");
+    assert_eq!(of_verdict(&report, "unknown"), names(&["installation/data-directory"]), "{report:#}");
+}
+
+#[tokio::test]
+async fn traces_are_said_to_arrive_only_where_services_would_send_them() {
+    let directory = DataDirectory::new();
+    let data_dir = directory.path().join("none");
+    let options = ["--data-dir", data_dir.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap(); // the kernel connects, nobody reads
+    let url = format!("http://{}", collector.local_addr().unwrap());
+    let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str());
+    for (environment, verdict, found) in [
+        (vec![], "ok", "off: "),
+        (vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url.as_str())], "ok", "the collector at http://"),
+        (vec![all, ("OTEL_SDK_DISABLED", "true")], "ok", "off: OTEL_SDK_DISABLED "),
+        (vec![all, ("OTEL_TRACES_EXPORTER", "none")], "ok", "off: OTEL_TRACES_EXPORTER "),
+        (vec![all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], "warning", "off: OTEL_EXPORTER_OTLP_PROTOCOL "),
+        (vec![(all.0, "grpc://127.0.0.1:4317")], "warning", "off: OTEL_EXPORTER_OTLP_ENDPOINT "),
+    ] {
+        let (code, report) = doctor_within(&environment, &options).await;
+        let findings = report["findings"].as_array().unwrap();
+        let said = findings.iter().find(|finding| finding["check"] == "traces").unwrap();
+        assert_eq!((code, &said["verdict"]), (0, &verdict.into()), "{environment:?}: {report:#}");
+        assert!(said["found"].as_str().unwrap().starts_with(found), "{environment:?}: {said:#}");
+    }
 }
 
 #[tokio::test]
