@@ -173,7 +173,8 @@ impl Follow {
                 let events: usize = commits.iter().map(|commit| commit.events.len()).sum();
                 let bytes: usize = commits.iter().map(|commit| commit.bytes()).sum();
                 let level = events < PAGE_EVENTS as usize / 2 && bytes < PAGE_BYTES / 2;
-                let page = if commits.is_empty() { commits } else { self.take_from_log(end, commits)? };
+                let page = if commits.is_empty() { commits } else { self.take_known(end, commits)? };
+                self.metrics.from_log.inc_by(page.len() as u64);
                 if level {
                     self.behind = false;
                     self.looked = Instant::now();
@@ -192,7 +193,9 @@ impl Follow {
                         self.behind = true;
                         continue;
                     }
-                    return self.take_from_log(end, commits);
+                    let page = self.take_known(end, commits)?;
+                    self.metrics.from_relay.inc_by(page.len() as u64);
+                    return Ok(page);
                 }
                 arrived = hear(&mut self.bus) => match arrived {
                     Some(message) => {
@@ -229,14 +232,14 @@ impl Follow {
         Ok(end)
     }
 
-    fn take_from_log(&mut self, mut end: End, commits: Vec<Arc<Commit>>) -> Result<Vec<Arc<Commit>>, FeedError> {
+    /// Takes commits that are known to be in a log, as far as it is the one that was followed.
+    fn take_known(&mut self, mut end: End, commits: Vec<Arc<Commit>>) -> Result<Vec<Arc<Commit>>, FeedError> {
         for (number, commit) in (self.last + 1..).zip(&commits) {
             if commit.number != number || commit.previous_chain != end.chain {
                 return Err(FeedError::WentBack { commit: number - 1 });
             }
             end = End { position: commit.last, chain: commit.chain };
         }
-        self.metrics.from_log.inc_by(commits.len() as u64);
         Ok(self.hand_out(end, commits))
     }
 

@@ -97,6 +97,7 @@ struct Followers {
 /// The handles of one follower.
 #[derive(Clone, Debug)]
 pub(crate) struct Following {
+    pub(crate) from_relay: IntCounter,
     pub(crate) from_bus: IntCounter,
     pub(crate) from_log: IntCounter,
     /// What the bus had was not what comes next, and Postgres was asked.
@@ -110,6 +111,7 @@ impl Following {
     pub(crate) fn of(follower: &'static str) -> Self {
         let all = &*FOLLOWERS;
         Self {
+            from_relay: all.commits.with_label_values(&[follower, "relay"]),
             from_bus: all.commits.with_label_values(&[follower, "bus"]),
             from_log: all.commits.with_label_values(&[follower, "log"]),
             gaps: all.gaps.with_label_values(&[follower]),

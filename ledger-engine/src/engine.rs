@@ -284,7 +284,9 @@ impl Engine {
                     self.snapshot.writing = None;
                     self.snapshot_ended(position, written)?;
                 }
-                () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {}
+                () = sleep_until(self.snapshot.not_before), if self.snapshot.is_wanted(!self.cold.is_empty()) => {
+                    METRICS.now(Doing::Deciding);
+                }
                 first = commands.recv(), if self.more && 0 < room => {
                     METRICS.now(Doing::Deciding);
                     self.more = first.is_some();
@@ -296,7 +298,9 @@ impl Engine {
                     }
                 }
                 // Whatever was waited for when it was last looked at: by then it goes.
-                () = sleep_until(until), if self.open.is_some() && self.sent.is_empty() => {}
+                () = sleep_until(until), if self.open.is_some() && self.sent.is_empty() => {
+                    METRICS.now(Doing::Deciding);
+                }
                 () = sleep_until(self.looked_at + self.settings.look_every), if idle && self.open.is_none() && self.cold.is_empty() => {
                     METRICS.now(Doing::Reading);
                     self.look().await?;
@@ -947,6 +951,7 @@ async fn append(writer: &mut Writer, commit: &Commit, attempt: Attempt) -> Resul
             Err(AppendError::NotDone(error)) if sent_before => {
                 // Of this attempt that is certain; the one before may have gone in, or may still.
                 tracing::warn!(commit = commit.number, %error, "settling an append failed; sending it again");
+                METRICS.append_again(false);
                 writer.disconnect(); // it may be to a server that is no longer the one that writes
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);

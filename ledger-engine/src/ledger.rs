@@ -340,7 +340,6 @@ impl Stage {
 impl Ledger {
     /// Reads the snapshot and the log after it, and starts deciding. Its connections act as `daybook_ledger`.
     pub async fn start(database_url: &str, settings: Settings) -> Result<Self, EngineError> {
-        METRICS.queue_max.set(gauge(settings.queue_max));
         let writer = Writer::new(database_url)?;
         let log = Log::beside(&writer, READERS).await?;
         let pace = Pace::default();

@@ -30,7 +30,6 @@ pub(crate) struct Metrics {
     commands: [[IntCounter; OUTCOMES.len()]; KINDS.len()],
     pub(crate) command_seconds: Histogram,
     pub(crate) queue: IntGauge,
-    pub(crate) queue_max: IntGauge,
     pub(crate) running: IntGauge,
     pub(crate) append_seconds: Histogram,
     appends: IntCounterVec,
@@ -312,7 +311,6 @@ impl Metrics {
                 &SECONDS,
             ),
             queue: gauge("daybook_ledger_queue_decisions", "Decisions of commands that have no answer yet."),
-            queue_max: gauge("daybook_ledger_queue_limit_commands", "Commands that may wait to be taken up."),
             running: gauge("daybook_ledger_running", "1 while the engine takes commands, else 0."),
             append_seconds: histogram(
                 "daybook_ledger_append_seconds",

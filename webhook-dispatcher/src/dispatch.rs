@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use event_feed::within;
 use runtime::shutdown::Shutdown;
+use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
 use tokio::task::JoinSet;
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use crate::Dispatcher;
 use crate::endpoints::{self, DisabledReason};
-use crate::metrics::Attempt;
+use crate::metrics::{Attempt, METRICS};
 use crate::send::{Attempted, DEADLINE, Due, Outcome, UNKNOWN};
 
 /// Attempts under way at once: of all endpoints together, and of each.
@@ -188,6 +189,7 @@ async fn claim(
              update webhooks.deliveries d
              set status = 'DEAD', next_due = null, in_flight = false, ended_at = now(), possible_duplicate = true
              from picked where d.id = picked.id and d.in_flight and $6 <= d.attempts - d.schedule_from
+             returning d.id
          ), claimed as (
              update webhooks.deliveries d
              set attempts = d.attempts + 1, in_flight = true, next_due = now() + $5,
@@ -198,9 +200,10 @@ async fn claim(
          ), begun as (
              insert into webhooks.attempts (delivery_id, number) select id, attempts from claimed
          )
-         select claimed.id, claimed.endpoint_id, event_id, event_type, body, attempts, attempts - schedule_from as round,
-                possible_duplicate, traceparent, e.url, e.sealed_secret
-         from claimed join webhooks.endpoints e on e.id = claimed.endpoint_id",
+         select given_up.count as given_up, claimed.id, claimed.endpoint_id, event_id, event_type, body, attempts,
+                attempts - schedule_from as round, possible_duplicate, traceparent, e.url, e.sealed_secret
+         from (select count(*) from dead) given_up
+         left join (claimed join webhooks.endpoints e on e.id = claimed.endpoint_id) on true",
     )
     .bind(busy)
     .bind(places_taken)
@@ -211,7 +214,13 @@ async fn claim(
     .bind(UNKNOWN)
     .fetch_all(dispatcher.pool())
     .await?;
+    if let Some(first) = rows.first() {
+        let given_up: i64 = first.try_get("given_up")?;
+        METRICS.given_up.inc_by(given_up.unsigned_abs());
+    }
+    let is_claimed = |row: &&PgRow| !matches!(row.try_get::<Option<Uuid>, _>("id"), Ok(None));
     rows.iter()
+        .filter(is_claimed)
         .map(|row| {
             let endpoint = row.try_get("endpoint_id")?;
             Ok(Due {
@@ -268,8 +277,10 @@ async fn record(dispatcher: &Dispatcher, due: &Due, attempted: &Attempted) -> Re
             .execute(&mut *tx)
             .await?;
     }
-    record_attempt(&mut tx, due, attempted, wait).await?;
-    tx.commit().await
+    let given_up = record_attempt(&mut tx, due, attempted, wait).await?;
+    tx.commit().await?;
+    METRICS.given_up.inc_by(given_up.into());
+    Ok(())
 }
 
 /// Whether a receiver's word about its whole endpoint counts. It does not once the endpoint has another URL, nor from an
@@ -290,12 +301,13 @@ async fn speaks_for_endpoint(tx: &mut PgConnection, due: &Due) -> Result<bool, s
     Ok(locked.is_some())
 }
 
+/// Whether the delivery is given up with it.
 async fn record_attempt(
     tx: &mut PgConnection,
     due: &Due,
     attempted: &Attempted,
     wait: Option<Duration>,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     // The delivery before its attempt, here as in claiming. What was held back meanwhile stays so, unless it has arrived
     // after all; what was redelivered meanwhile (`schedule_from` is this attempt) begins its fresh schedule now.
     let ours = sqlx::query(
@@ -309,19 +321,19 @@ async fn record_attempt(
                         else now() + $5::interval end,
              ended_at = case when $4 then now() when status = 'HELD' then ended_at when schedule_from = attempts then null
                         when $5::interval is null then now() end
-         where id = $1 and attempts = $2 and in_flight",
+         where id = $1 and attempts = $2 and in_flight
+         returning status",
     )
     .bind(due.delivery)
     .bind(due.number)
     .bind(attempted.outcome.may_have_arrived())
     .bind(attempted.outcome == Outcome::Delivered)
     .bind(wait.map(interval))
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
-    if ours == 0 {
-        return Ok(()); // declared unknown meanwhile, or recorded by an earlier call whose answer was lost
-    }
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(ours) = ours else {
+        return Ok(false); // declared unknown meanwhile, or recorded by an earlier call whose answer was lost
+    };
     let answer = attempted.answer.as_ref();
     sqlx::query(
         "update webhooks.attempts
@@ -338,7 +350,7 @@ async fn record_attempt(
     .bind(attempted.detail.as_deref())
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(ours.try_get::<&str, _>("status")? == "DEAD")
 }
 
 /// How long ended deliveries are kept, in days, by their status.

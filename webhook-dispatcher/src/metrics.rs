@@ -17,6 +17,8 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
 
 pub(crate) struct Metrics {
     pub(crate) made: IntCounter,
+    /// Given up, by this process.
+    pub(crate) given_up: IntCounter,
     attempts: IntCounterVec,
     seconds: Histogram,
     in_flight: IntGauge,
@@ -114,6 +116,11 @@ impl Metrics {
             made: register_int_counter!(
                 "daybook_webhook_deliveries_made_total",
                 "Deliveries made: one for each event and endpoint that wants it."
+            )
+            .expect(known),
+            given_up: register_int_counter!(
+                "daybook_webhook_deliveries_given_up_total",
+                "Deliveries given up after their last attempt."
             )
             .expect(known),
             attempts: register_int_counter_vec!(

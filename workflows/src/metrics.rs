@@ -80,7 +80,7 @@ impl Metrics {
             .expect(known),
             quarantined: register_int_gauge!(
                 "daybook_bank_callbacks_quarantined",
-                "Callbacks for payments that nobody has asked for; counted up to 50000."
+                "Callbacks of the last day for payments that nobody has asked for; counted up to 50000."
             )
             .expect(known),
         };
@@ -103,7 +103,8 @@ pub(crate) async fn show_open(pool: &PgPool) -> sqlx::Result<()> {
     let row = sqlx::query(
         "with open as (select state from workflows.top_ups where due_at is not null limit $1),
               alerts as (select from workflows.top_ups where alert is not null limit $1),
-              quarantined as (select from workflows.callbacks where verdict = 'QUARANTINED' limit $1)
+              quarantined as (select from workflows.callbacks
+                              where verdict = 'QUARANTINED' and now() - interval '1 day' < received_last_at limit $1)
          select count(*) filter (where state = 'REQUESTED') as requested, count(*) filter (where state = 'UNSURE') as unsure,
                 count(*) filter (where state = 'WAITING') as waiting, count(*) filter (where state = 'DECIDED') as decided,
                 count(*) filter (where state = 'BLOCKED') as blocked,

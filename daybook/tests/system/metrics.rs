@@ -92,6 +92,8 @@ async fn what_is_exported_follows_from_the_traffic_and_is_what_documentation_das
     for follower in ["projector", "webhooks", "workflows"] {
         let followed = last.sum("daybook_feed_commits_total", &[("follower", follower)]);
         assert!(commits <= followed, "{follower} has seen {followed} of {commits} commits");
+        let handed = last.sum("daybook_feed_commits_total", &[("follower", follower), ("source", "relay")]);
+        assert!(0 < handed, "{follower} was handed nothing by the relay beside it");
     }
     assert_eq!(last.sum("daybook_relay_published_commit", &[]), last.sum("daybook_ledger_head_commit", &[]));
     assert!(0 < last.sum("process_resident_memory_bytes", &[]) && 0 < last.sum("process_open_fds", &[]));
@@ -447,6 +449,8 @@ impl Questions<'_> {
             for target in panel["targets"].as_array().unwrap() {
                 let text = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m");
                 let (expression, labels) = self.check(&text);
+                let unit = unit(panel, target["legendFormat"].as_str().unwrap());
+                assert!(unit == "s" || !self.is_time(&expression), "{title}: {text} is in seconds, not in {unit}");
                 for label in placeholders(target["legendFormat"].as_str().unwrap()) {
                     assert!(labels.contains(&label), "{title}: the legend's {label} is not in {text}");
                 }
@@ -485,6 +489,24 @@ impl Questions<'_> {
         }
         let named: BTreeSet<_> = named.iter().map(String::as_str).collect();
         assert_eq!(named, headings, "left: alerts, right: what the page says to do");
+    }
+
+    /// Whether the result is a time: a quantile of times, or how long something is.
+    fn is_time(&self, expression: &Expr) -> bool {
+        match expression {
+            Expr::Paren(inner) => self.is_time(inner),
+            Expr::Aggregation(aggregation) => self.is_time(&aggregation.expr),
+            Expr::Call(call) if call.name == "histogram_quantile" => {
+                let mut asked = BTreeSet::new();
+                names(expression, &mut asked);
+                asked.iter().all(|name| name.ends_with("_seconds"))
+            }
+            Expr::VectorSelector(selector) => selector
+                .name
+                .as_deref()
+                .is_some_and(|name| name.ends_with("_seconds") && !name.ends_with("timestamp_seconds")),
+            _ => false,
+        }
     }
 
     /// Parses an expression and compares it with what there is; answers the labels of its result, too.
@@ -560,6 +582,8 @@ impl Questions<'_> {
             return labels; // Prometheus' own
         }
         let (family, row) = self.family(name).unwrap_or_else(|| panic!("{text}: {name} is not documented"));
+        let of_job = matchers.iter().any(|matcher| matcher.name == "job");
+        assert!(of_job || !name.starts_with("process_"), "{text}: whose {name}? Others export it, too");
         let series = self.metrics.families[family].series.iter().find(|series| series.name == name);
         labels.extend(series.unwrap_or_else(|| panic!("{text}: {name} is not exported")).labels.keys().cloned());
         for LabelMatcher { name: label, op, value } in matchers {
@@ -617,6 +641,14 @@ fn selectors(expression: &Expr, with: &mut impl FnMut(&str)) {
         Expr::Aggregation(aggregation) => selectors(&aggregation.expr, with),
         Expr::Subquery(subquery) => selectors(&subquery.expr, with),
     }
+}
+
+/// In which a panel shows what has this legend.
+fn unit<'p>(panel: &'p Value, legend: &str) -> &'p str {
+    let fields = &panel["fieldConfig"];
+    let own = fields["overrides"].as_array().into_iter().flatten().find(|own| own["matcher"]["options"] == legend);
+    let own = own.and_then(|own| own["properties"].as_array()?.iter().find(|property| property["id"] == "unit"));
+    own.map_or(&fields["defaults"]["unit"], |unit| &unit["value"]).as_str().unwrap()
 }
 
 /// What stands between `{{` and `}}`, up to a function that it goes through.

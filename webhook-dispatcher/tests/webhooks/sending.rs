@@ -44,6 +44,13 @@ async fn redeliver(partner: &Partner, delivery: &Value) -> (StatusCode, Value) {
     (answer.status, answer.body)
 }
 
+/// How many deliveries this process has given up, in any of its tests.
+fn given_up() -> u64 {
+    let shown = prometheus::TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap();
+    let line = shown.lines().find_map(|line| line.strip_prefix("daybook_webhook_deliveries_given_up_total "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
 /// A partner with an endpoint for everything, and one delivery for it: that of an opened wallet.
 async fn one_delivery(system: &System, receiver: &Receiver) -> (Partner, Value) {
     let partner = system.partner().await;
@@ -178,8 +185,10 @@ async fn only_the_event_types_that_were_asked_for_are_told() {
 async fn a_failed_delivery_is_repeated_on_schedule_with_the_same_bytes_until_it_is_a_dead_letter() {
     let system = System::start("300ms,600ms").await;
     let receiver = Receiver::start(|n| Reply::Status(if n < 3 { 500 } else { 204 })).await;
+    let counted = given_up();
     let (partner, webhook) = one_delivery(&system, &receiver).await;
     let dead = partner.only_delivery(&webhook, "DEAD").await;
+    eventually("it is counted", || async { given_up() }, |given_up| counted < *given_up).await;
     let seen = receiver.seen();
     assert_eq!(seen.len(), 3, "two waits are three attempts and no more");
     for (number, request) in (1..).zip(&seen) {
@@ -465,8 +474,10 @@ async fn the_last_attempt_of_a_schedule_is_the_last_even_when_its_outcome_is_unk
     receiver.wait_for(2).await;
     system.crash().await;
     system.sql("update webhooks.deliveries set next_due = now()").await; // the lease ends
+    let counted = given_up();
     system.dispatch();
     let dead = partner.only_delivery(&webhook, "DEAD").await;
+    eventually("it is counted", || async { given_up() }, |given_up| counted < *given_up).await;
     let outcomes: Vec<_> = dead["attempts"].as_array().unwrap().iter().map(|a| text(&a["outcome"])).collect();
     assert_eq!(outcomes, ["status", "unknown"]);
     assert_eq!(receiver.seen().len(), 2);
