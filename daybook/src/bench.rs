@@ -34,6 +34,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use runtime::shutdown::Shutdown;
 use serde_json::json;
 
 use figures::{Figure, Parts, table};
@@ -66,6 +67,9 @@ pub(crate) struct Options {
     /// The idempotency keys: UUIDs of version 7, or of version 4. `engine` and `http` have a measurement with the latter too.
     #[arg(long, default_value = "time")]
     keys: keys::Order,
+    /// What `steady` asks for, in percent of the capacity. From 70 on its floors are judged.
+    #[arg(long, default_value_t = steady::SHARE, value_parser = clap::value_parser!(u64).range(1..=100))]
+    share: u64,
     /// What runs beside the engine; both, one after the other, if not said. Workloads that have only one form ignore it.
     #[arg(long)]
     parts: Option<Beside>,
@@ -97,7 +101,7 @@ enum Name {
     Deliveries,
     /// Memory after a million transfers over a hundred thousand wallets.
     Memory,
-    /// Ten minutes at 70 % of the capacity, open loop, and what coincided with stalls. Everything on, if not said otherwise.
+    /// Ten minutes at 70 % of the capacity (`--share`), open loop, and what coincided with stalls. Everything on, if not said otherwise.
     Steady,
     /// Ten times the capacity, open loop, and the time until all is normal again.
     Overload,
@@ -119,6 +123,8 @@ pub(crate) struct Run<'a> {
     pub(crate) events: &'a [i64],
     pub(crate) seed: u64,
     pub(crate) keys: keys::Order,
+    /// Of the capacity, in percent.
+    pub(crate) share: u64,
     pub(crate) steps: &'a Steps,
 }
 
@@ -129,20 +135,21 @@ impl Run<'_> {
     }
 }
 
+/// As shells have it for what Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    tokio::spawn(async {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            load::INTERRUPTED.store(true, Ordering::Relaxed);
-        }
+    let shutdown = runtime::shutdown::signal();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        stop.requested().await;
+        load::INTERRUPTED.store(true, Ordering::Relaxed);
     });
-    tokio::select! {
-        measured = measure(&options) => measured,
-        // The servers under test end with what `measure` holds.
-        stopped = tokio::signal::ctrl_c() => stopped.map(|()| ExitCode::from(130)).map_err(Into::into),
-    }
+    measure(&options, &shutdown).await
 }
 
-async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
+/// Ends early when that is asked for: what was measured until then took its time, and is reported.
+async fn measure(options: &Options, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     if cfg!(debug_assertions) {
         eprintln!("built without optimisation: these figures say nothing (cargo run --release -- bench)");
     }
@@ -153,6 +160,7 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
     let sizes = if options.events.is_empty() { start::SIZES.len() } else { options.events.len() };
     let steps = Steps::new(plan.iter().map(|(name, _)| name.measurements(sizes)).sum());
     let (mut figures, mut yardstick, mut failures) = (Vec::new(), Yardstick::default(), Vec::new());
+    let mut interrupted = None;
     for (name, parts) in plan {
         let seconds = options.seconds.unwrap_or(name.seconds(parts));
         let run = Run {
@@ -162,20 +170,30 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
             events: &options.events,
             seed: options.seed,
             keys: options.keys,
+            share: options.share,
             steps: &steps,
         };
-        // What one workload cannot do says nothing about the next; what was measured is shown all the same.
-        if let Err(error) = name.run(&run, &mut figures, &mut yardstick).await {
-            failures.push(format!("{name:?}, {parts}: {error:#}"));
-        }
-        if load::INTERRUPTED.load(Ordering::Relaxed) {
+        let measured = tokio::select! {
+            measured = name.run(&run, &mut figures, &mut yardstick) => measured,
+            () = shutdown.requested() => Ok(()), // the servers under test have ended with what the workload held
+        };
+        if shutdown.is_requested() {
+            interrupted = Some(format!("{name:?}, {parts}")); // whatever failed in it, the interruption may be why
             break;
+        }
+        // What one workload cannot do says nothing about the next; what was measured is shown all the same.
+        if let Err(error) = measured {
+            failures.push(format!("{name:?}, {parts}: {error:#}"));
         }
     }
     drop(steps);
     judge(&mut figures, yardstick);
-    report(options, &figures, yardstick, &failures, &load_before)?;
-    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    report(options, &figures, yardstick, &failures, interrupted.as_deref(), &load_before)?;
+    Ok(match interrupted {
+        Some(_) => ExitCode::from(INTERRUPTED),
+        None if failures.is_empty() => ExitCode::SUCCESS,
+        None => ExitCode::from(1),
+    })
 }
 
 fn report(
@@ -183,6 +201,7 @@ fn report(
     figures: &[Figure],
     yardstick: Yardstick,
     failures: &[String],
+    interrupted: Option<&str>,
     load_before: &str,
 ) -> anyhow::Result<()> {
     let machine = machine::description();
@@ -198,6 +217,7 @@ fn report(
             "keys": options.keys,
             "figures": figures,
             "failures": failures,
+            "interrupted": interrupted,
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
@@ -212,6 +232,9 @@ fn report(
     }
     for failure in failures {
         println!("FAILED: {failure}");
+    }
+    if let Some(workload) = interrupted {
+        println!("INTERRUPTED in {workload}: nothing after these figures was measured");
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 //! It is a client like any other, over the public API: what was planned from the seed (`demo/plan.rs`) is done against a
 //! running `daybook up`, or one of its own (`demo/system.rs`), under ids and keys of this run (`demo/client.rs`). At the
 //! end every balance, every count and every webhook (`demo/receiver.rs`) is compared with the plan. Each run registers
-//! partners of its own, so it can be done again on the same ledger, and disturbs nobody.
+//! partners of its own, so it can be done again on the same ledger, and disturbs nobody. However a run ends, its webhooks
+//! are taken back, for nobody is left who would take what they send; what it did stays in the log, which only grows.
 
 mod client;
 mod plan;
@@ -11,7 +12,8 @@ mod receiver;
 mod system;
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::convert::Infallible;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +27,7 @@ use runtime::shutdown::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::terminal::shown;
+use crate::terminal::{Lines, reader_has_left, shown, unless_reader_left};
 use client::{Done, Run};
 use plan::{Outcome, Plan};
 use system::System;
@@ -45,6 +47,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rate: u32,
     /// Where a running `daybook up` has its connection.json. If none runs there, one is started on a temporary directory.
+    /// The partners, wallets and adjustments that a demo makes stay in that system's log, which is append-only.
     #[arg(long, env = "DAYBOOK_DATA_DIR", default_value = "data")]
     data_dir: PathBuf,
     /// Start one on a temporary directory in any case.
@@ -63,74 +66,91 @@ const WEBHOOKS_TIME: Duration = Duration::from_secs(60);
 const LINE_LIVE: Duration = Duration::from_millis(200);
 const LINE_WRITTEN: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether anybody still reads.
+const LOOK_AT_READER: Duration = Duration::from_millis(500);
+
 /// Differences that are printed; the rest are counted.
 const DIFFERENCES_SHOWN: usize = 20;
 
+/// As shells have it: for what Ctrl-C has ended, and for what a reader that left has ended (`| head`). Nothing was
+/// compared then, so neither is a success.
+const INTERRUPTED: u8 = 130;
+const UNREAD: u8 = 141;
+
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let shutdown = runtime::shutdown::signal();
+    let mut lines = Lines::new();
     let system = tokio::select! {
-        system = System::find_or_start(&options.data_dir, options.fresh) => system?,
+        system = System::find_or_start(&options.data_dir, options.fresh, &mut lines) => system?,
         () = shutdown.requested() => return Ok(ExitCode::from(INTERRUPTED)), // what was half started ends with us
     };
-    let shown = show(&options, &system, &shutdown).await;
-    system.stop().await?;
-    shown
+    let shown = show(&options, &system, &shutdown, &mut lines).await;
+    let stopped = system.stop().await;
+    let code = shown?; // the first failure is the one to tell
+    stopped.map(|()| code)
 }
 
-/// As shells have it for what Ctrl-C has ended.
-const INTERRUPTED: u8 = 130;
-
-async fn show(options: &Options, system: &System, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+async fn show(options: &Options, system: &System, shutdown: &Shutdown, lines: &mut Lines) -> anyhow::Result<ExitCode> {
     let seconds = options.minutes.map_or(options.seconds, |minutes| minutes * 60);
     let acts = usize::try_from(u64::from(seconds) * u64::from(options.rate)).context("the number of acts")?;
     let plan = Arc::new(Plan::new(options.seed, acts));
-    println!("demo: seed {}, {acts} acts in {seconds} s, against {}", options.seed, system.base_url());
-    let run = Arc::new(Run::prepare(system, plan.clone()).await.context("preparing the demo")?);
-    if run.receiver.is_none() {
-        println!(
-            "demo: webhooks are not looked at: this system does not send them to its own machine (--allow-local-webhooks)"
-        );
-    }
+    say(lines, &format!("demo: seed {}, {acts} acts in {seconds} s, against {}", options.seed, system.base_url()))?;
+    let mut run = Arc::new(Run::new(system, plan.clone()).await?);
     let live = Arc::new(Live::default());
-    let played = tokio::select! {
-        played = play(&run, &live, options.rate, Duration::from_secs(seconds.into())) => Some(played),
-        () = shutdown.requested() => None,
-    };
-    let compared = match played {
-        None => None,
-        Some(played) => {
-            played?;
-            tokio::select! {
-                compared = compare(&run, &live) => Some(compared?),
-                () = shutdown.requested() => None,
-            }
+    let through = async {
+        let preparing = Arc::get_mut(&mut run).expect("no household has it yet").prepare();
+        preparing.await.context("preparing the demo")?;
+        if run.receiver.is_none() {
+            let why = "this system does not send them to its own machine (--allow-local-webhooks)";
+            say(lines, &format!("demo: webhooks are not looked at: {why}"))?;
         }
+        play(&run, &live, lines, options.rate, Duration::from_secs(seconds.into())).await?;
+        compare(&run, &live).await
     };
-    run.clean_up().await; // nobody is left who would take the webhooks
-    let Some(found) = compared else {
-        println!("demo: interrupted; nothing was compared");
-        return Ok(ExitCode::from(INTERRUPTED));
+    let compared = tokio::select! {
+        compared = through => Ok(compared),
+        () = shutdown.requested() => Err(INTERRUPTED),
+        () = reader_leaves() => Err(UNREAD),
+    };
+    run.clean_up().await; // whatever came of it, and however little was prepared
+    let found = match compared {
+        Ok(found) => found?,
+        Err(code) => {
+            say(lines, "demo: interrupted; nothing was compared")?;
+            return Ok(ExitCode::from(code));
+        }
     };
     let (differences, refused, repeated) = {
         let mut seen = live.lock();
         (std::mem::take(&mut seen.differences), seen.refused, seen.repeated)
     };
     for difference in differences.iter().take(DIFFERENCES_SHOWN) {
-        println!("  DIFFERENT  {}", shown(difference));
+        say(lines, &format!("  DIFFERENT  {}", shown(difference)))?;
     }
     let transactions: u64 = found.transactions.iter().flat_map(BTreeMap::values).sum();
     let webhooks: u64 = found.webhooks.iter().flat_map(BTreeMap::values).sum();
-    println!(
-        "demo: {} wallets, {transactions} transactions, {refused} refusals as expected, {repeated} repetitions, {webhooks} webhooks",
-        found.wallets.len(),
-    );
+    let counts = format!("{refused} refusals as expected, {repeated} repetitions, {webhooks} webhooks");
+    say(lines, &format!("demo: {} wallets, {transactions} transactions, {counts}", found.wallets.len()))?;
     let digest = found.digest();
     if differences.is_empty() {
-        println!("demo: everything is as it was computed beforehand; digest {digest}");
+        say(lines, &format!("demo: everything is as it was computed beforehand; digest {digest}"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("demo: {} differences; digest {digest}, not {}", differences.len(), plan.outcome.digest());
+    let (count, planned) = (differences.len(), plan.outcome.digest());
+    say(lines, &format!("demo: {count} differences; digest {digest}, not {planned}"))?;
     Ok(ExitCode::from(1))
+}
+
+/// One line, which whoever reads along sees at once.
+fn say(lines: &mut Lines, line: &str) -> io::Result<()> {
+    unless_reader_left(lines.line(line).and_then(|()| lines.flush()))
+}
+
+/// Returns once nobody reads our lines any more.
+async fn reader_leaves() {
+    while !reader_has_left() {
+        sleep(LOOK_AT_READER).await;
+    }
 }
 
 /// What happens, for whoever watches.
@@ -186,7 +206,7 @@ impl Live {
 }
 
 /// Does everything that is planned, each household in its order, each act when it is due.
-async fn play(run: &Arc<Run>, live: &Arc<Live>, rate: u32, time: Duration) -> anyhow::Result<()> {
+async fn play(run: &Arc<Run>, live: &Arc<Live>, lines: &mut Lines, rate: u32, time: Duration) -> anyhow::Result<()> {
     let began = Instant::now();
     let deadline = began + time * PATIENCE_TIMES + PATIENCE;
     let mut households = JoinSet::new();
@@ -211,7 +231,7 @@ async fn play(run: &Arc<Run>, live: &Arc<Live>, rate: u32, time: Duration) -> an
             }
         });
     }
-    let watching = watch(run, live, began);
+    let watching = watch(run, live, lines, began);
     let all = async {
         while let Some(ended) = households.join_next().await {
             ended.context("a household panicked")?;
@@ -227,19 +247,19 @@ async fn play(run: &Arc<Run>, live: &Arc<Live>, rate: u32, time: Duration) -> an
                 seen.differences.push(format!("{undone} acts were not done in time"));
             }
         },
-        never = watching => match never {},
+        never = watching => match never? {},
     }
-    if !std::io::stdout().is_terminal() {
-        println!("{}", live.line(run, began));
+    if !lines.terminal {
+        say(lines, &live.line(run, began))?;
     }
     Ok(())
 }
 
-async fn watch(run: &Run, live: &Live, began: Instant) -> std::convert::Infallible {
-    if !std::io::stdout().is_terminal() {
+async fn watch(run: &Run, live: &Live, lines: &mut Lines, began: Instant) -> io::Result<Infallible> {
+    if !lines.terminal {
         loop {
             sleep(LINE_WRITTEN).await;
-            println!("{}", live.line(run, began));
+            say(lines, &live.line(run, began))?;
         }
     }
     let bar = Cleared(ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout()));

@@ -161,7 +161,8 @@ pub(crate) fn table(figures: &[Figure]) -> String {
         let floors: Vec<_> = figure.floors.iter().map(ToString::to_string).collect();
         let cpu = |used: &Used| {
             let Used { server_cores, postgres_cores, nats_cores, load_cores, .. } = used;
-            format!("{server_cores:.2} + {postgres_cores:.2} + {nats_cores:.2} + {load_cores:.2}")
+            let others = [postgres_cores, nats_cores, load_cores].into_iter().flatten();
+            others.fold(format!("{server_cores:.2}"), |cores, other| format!("{cores} + {other:.2}"))
         };
         let line = format!(
             "{:<11} {:<13} {:<30} {per_second:>8} {ratio:>6} {:>8} {:>8} {:>8} {:>8}  {:<27} {:>7} {:>8}  {}",
@@ -174,7 +175,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
             latency(|all| all.max),
             used(cpu),
             used(|used| used.server_rss_mib.to_string()),
-            used(|used| used.wal_bytes_per_command.to_string()),
+            used(|used| used.wal_bytes_per_command.map_or_else(String::new, |bytes| bytes.to_string())),
             floors.join(", "),
         );
         text.push_str(line.trim_end());
@@ -211,4 +212,34 @@ pub(crate) fn ratio(one: f64, other: f64) -> f64 {
 #[expect(clippy::float_arithmetic, reason = "a duration, not money")]
 pub(crate) fn millis(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_is_blank_in_the_table_and_null_in_the_json() {
+        let told = |others: Option<f64>, wal_bytes_per_command| {
+            let mut figure = Figure::new("start", Parts::EngineAlone, "a clean end", 1, Duration::from_secs(1));
+            figure.used = Some(Used {
+                server_cores: 0.5,
+                postgres_cores: others,
+                nats_cores: others,
+                load_cores: others,
+                server_rss_mib: 40,
+                wal_bytes_per_command,
+            });
+            let text = table(std::slice::from_ref(&figure));
+            let (_, line) = text.split_once("a clean end").unwrap();
+            let cells: Vec<_> = line.split_whitespace().collect();
+            (cells.join(" "), serde_json::to_string(&figure).unwrap())
+        };
+        let (line, json) = told(None, None);
+        assert_eq!(line, "1 0.50 40");
+        assert!(json.contains(r#""natsCores":null"#) && json.contains(r#""walBytesPerCommand":null"#), "{json}");
+        let (line, json) = told(Some(0.0), Some(0));
+        assert_eq!(line, "1 0.50 + 0.00 + 0.00 + 0.00 40 0");
+        assert!(json.contains(r#""natsCores":0.0"#) && json.contains(r#""walBytesPerCommand":0"#), "{json}");
+    }
 }

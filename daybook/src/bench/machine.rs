@@ -17,13 +17,14 @@ use super::figures::ratio;
 pub(crate) struct Used {
     /// Cores, on average: the process under test, which in-process is this one and makes the load as well.
     pub(crate) server_cores: f64,
-    pub(crate) postgres_cores: f64,
-    pub(crate) nats_cores: f64,
+    /// Nothing here, as with the others, where only the process under test was looked at.
+    pub(crate) postgres_cores: Option<f64>,
+    pub(crate) nats_cores: Option<f64>,
     /// This process, which makes the load.
-    pub(crate) load_cores: f64,
+    pub(crate) load_cores: Option<f64>,
     /// At the end.
     pub(crate) server_rss_mib: u64,
-    pub(crate) wal_bytes_per_command: u64,
+    pub(crate) wal_bytes_per_command: Option<u64>,
 }
 
 /// Reads the counters at a workload's beginning, and again at its end.
@@ -65,26 +66,26 @@ impl Meter {
         let (server_cores, us) = (cores(|ticks| ticks.server), cores(|ticks| ticks.us));
         Ok(Used {
             server_cores,
-            postgres_cores: cores(|ticks| ticks.postgres),
-            nats_cores: cores(|ticks| ticks.nats),
-            load_cores: us,
+            postgres_cores: Some(cores(|ticks| ticks.postgres)),
+            nats_cores: Some(cores(|ticks| ticks.nats)),
+            load_cores: Some(us),
             server_rss_mib: rss_mib(self.server),
-            wal_bytes_per_command: u64::try_from(wal_bytes).unwrap_or(0) / commands.max(1),
+            wal_bytes_per_command: Some(u64::try_from(wal_bytes).unwrap_or(0) / commands.max(1)),
         })
     }
 }
 
 impl Used {
-    /// Of a process from its beginning until now.
+    /// Of a process from its beginning until now. Of the others nobody knows what they had used before.
     pub(crate) fn since_start(pid: u32, took: Duration) -> Self {
         let ticks = Process::read(pid).map_or(0, |process| process.ticks);
         Self {
             server_cores: cores(ticks, took),
-            postgres_cores: 0.0,
-            nats_cores: 0.0,
-            load_cores: 0.0,
+            postgres_cores: None,
+            nats_cores: None,
+            load_cores: None,
             server_rss_mib: rss_mib(pid),
-            wal_bytes_per_command: 0,
+            wal_bytes_per_command: None,
         }
     }
 }

@@ -48,8 +48,10 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let (_, _, mut capacity) = closed.measure_with_meter(CAPACITY_TIME, parts).await?;
     capacity.workload = "overload";
     capacity.variant = format!("capacity, {CAPACITY_CONNECTIONS} connections");
+    let capacity_before = capacity.per_second;
+    figures.push(capacity);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive, and small")]
-    let per_second = (capacity.per_second as u64).max(10);
+    let per_second = (capacity_before as u64).max(10);
 
     say("overload: a light load, before");
     let light = Pace::Open { per_second: per_second / 5, waits: false };
@@ -88,7 +90,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
         Figure::new("overload", parts, format!("{TIMES} × capacity, open loop"), tally.accepted.count(), sent.took);
     overload.latency = tally.accepted.summary();
     overload.used = Some(used);
-    let goodput = ratio(overload.per_second, mean(capacity.per_second, capacity_after.per_second));
+    let goodput = ratio(overload.per_second, mean(capacity_before, capacity_after.per_second));
     overload.notes = vec![
         format!(
             "goodput {goodput:.2} of the mean capacity; of {} due, {} were sent, the others found {CONNECTIONS} connections busy; \
@@ -124,7 +126,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
             None => "NOT NORMAL again within the light load after it".to_owned(),
         },
     ];
-    figures.extend([capacity, overload, capacity_after]);
+    figures.extend([overload, capacity_after]);
     Ok(())
 }
 

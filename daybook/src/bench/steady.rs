@@ -1,6 +1,6 @@
-//! Ten minutes at 70 % of what the server can do, as callers come who know nothing of each other.
+//! Ten minutes at a share of what the server can do, 70 % if not said otherwise, as callers come who know nothing of each other.
 //!
-//! First the capacity, in a closed loop. Then requests that are due at 0.7 of its rate, whatever the answers do; one that
+//! First the capacity, in a closed loop. Then requests that are due at that share of its rate, whatever the answers do; one that
 //! finds every connection busy waits for one, and its latency counts from when it was due. Memory is watched, and what
 //! could make anybody wait: checkpoints, autovacuum, the book's snapshot, what the kernel has to write, the neighbours.
 //! A *stall* is a second with an answer that took longer than 50 ms; beside it stands what went on in that second. That
@@ -34,7 +34,8 @@ const CONNECTIONS: usize = 256;
 
 const WARM_UP: Duration = Duration::from_secs(3);
 const CAPACITY_TIME: Duration = Duration::from_secs(60); // as everything on is measured elsewhere
-const SHARE: f64 = 0.7;
+/// Of the capacity, in percent: what the floors are of.
+pub(crate) const SHARE: u64 = 70;
 const STALL: Duration = Duration::from_millis(50);
 /// What one in a hundred may take at most.
 const LATE: Duration = Duration::from_millis(20);
@@ -56,7 +57,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let (_, _, mut capacity) = closed.measure_with_meter(time, run.parts).await?;
     capacity.workload = "steady";
     capacity.variant = format!("capacity, {CONNECTIONS} connections");
-    let per_second = share(capacity.per_second).max(1);
+    let per_second = share(capacity.per_second, run.share).max(1);
     figures.push(capacity);
 
     let seconds = run.time.as_secs();
@@ -98,7 +99,9 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     figure.latency = tally.accepted.summary();
     figure.used = Some(used);
     figure.lag = lag;
-    figure.floors = FLOORS.map(|(measure, bound)| Floor::new(measure, bound)).into();
+    if SHARE <= run.share {
+        figure.floors = FLOORS.map(|(measure, bound)| Floor::new(measure, bound)).into();
+    }
     // A tenth of the time each: single looks differ by a tenth.
     let tenth = (memory.len() / 10).max(1);
     let half = mean(memory.iter().skip(memory.len() / 2).take(tenth));
@@ -138,8 +141,8 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     clippy::cast_sign_loss,
     reason = "a rate is positive, and small"
 )]
-fn share(per_second: f64) -> u64 {
-    (per_second * SHARE) as u64
+fn share(per_second: f64, percent: u64) -> u64 {
+    (per_second * percent as f64 / 100.0) as u64
 }
 
 #[expect(clippy::float_arithmetic, reason = "a mean of memory, not money")]

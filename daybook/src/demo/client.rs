@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::plan::{Act, Item, Kind, Outcome, Plan, WalletOutcome};
@@ -30,7 +30,10 @@ pub(crate) struct Run {
     client: Client,
     base_url: String,
     bank_url: String,
+    /// The administrator, and behind it the plan's partners as far as they are registered.
     partners: Vec<PartnerAccess>,
+    /// Whose webhook was asked for without an answer that we know: it may be registered, or still be about to be.
+    unanswered: Option<usize>,
     /// What all keys of this run begin with.
     name: String,
     /// The furthest position that an answer has named.
@@ -44,7 +47,6 @@ pub(crate) struct Run {
 struct PartnerAccess {
     credentials: Value,
     token: Mutex<String>,
-    webhook: Option<String>,
 }
 
 /// An act that came out as planned.
@@ -67,75 +69,84 @@ const REQUEST_TIME: Duration = Duration::from_secs(20);
 const ACT_TIME: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// For taking everything back: whoever waits for it has seen enough.
+const CLEAN_UP_TIME: Duration = Duration::from_secs(10);
+
+/// A server goes on with a request whose client has left. This long is looked for what may come of it.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
+
 impl Run {
-    /// Registers the partners, opens and funds the wallets, and asks for webhooks.
-    pub(crate) async fn prepare(system: &System, plan: Arc<Plan>) -> anyhow::Result<Self> {
-        let client = Client::builder().no_proxy().timeout(REQUEST_TIME).build()?;
-        let mut run = Self {
-            client,
+    /// Nothing of it is in the system yet.
+    pub(crate) async fn new(system: &System, plan: Arc<Plan>) -> anyhow::Result<Self> {
+        let admin = serde_json::to_value(&system.connection.admin)?;
+        Ok(Self {
+            client: Client::builder().no_proxy().timeout(REQUEST_TIME).build()?,
             base_url: system.connection.base_url.clone(),
             bank_url: system.connection.bank_url.clone(),
             wallets: Vec::new(),
             receiver: Some(Receiver::start(plan.partners.len()).await?),
-            partners: Vec::new(),
+            partners: vec![PartnerAccess { credentials: admin, token: Mutex::default() }],
+            unanswered: None,
             name: format!("demo-{}", Uuid::now_v7().simple()),
             position: AtomicI64::new(0),
             payments: Mutex::default(),
             completed: Mutex::new(vec![BTreeSet::new(); plan.partners.len()]),
             plan,
-        };
-        let plan = run.plan.clone();
-        let admin = serde_json::to_value(&system.connection.admin)?;
-        run.partners.push(PartnerAccess { credentials: admin, token: Mutex::default(), webhook: None });
+        })
+    }
+
+    /// Registers the partners, asks for webhooks, and opens and funds the wallets.
+    pub(crate) async fn prepare(&mut self) -> anyhow::Result<()> {
+        let plan = self.plan.clone();
         for (number, partner) in plan.partners.iter().enumerate() {
-            let body =
-                json!({"name": format!("{} ({})", partner.name, &run.name[..13]), "currencies": [partner.currency]});
+            let body = json!({"name": self.name_of(number), "currencies": [partner.currency]});
             let key = format!("partner-{number}");
-            let registered = run.expect(ADMIN, "/v1/partners", &key, &body, StatusCode::CREATED).await?.body;
+            let registered = self.expect(ADMIN, "/v1/partners", &key, &body, StatusCode::CREATED).await?.body;
             let mut secret = registered["clientSecret"].clone();
             if secret.is_null() {
                 // The answer that had it was lost on its way.
                 let route = format!("/v1/partners/{}/rotate-secret", text(&registered["id"]));
-                let rotated = run.expect(ADMIN, &route, &format!("{key}-secret"), &json!({}), StatusCode::OK).await?;
+                let rotated = self.expect(ADMIN, &route, &format!("{key}-secret"), &json!({}), StatusCode::OK).await?;
                 secret = rotated.body["clientSecret"].clone();
             }
             let credentials = json!({"clientId": registered["clientId"], "clientSecret": secret});
-            run.partners.push(PartnerAccess { credentials, token: Mutex::default(), webhook: None });
+            self.partners.push(PartnerAccess { credentials, token: Mutex::default() });
         }
         for partner in 0..plan.partners.len() {
-            run.ask_for_webhooks(partner).await?;
+            self.ask_for_webhooks(partner).await?;
         }
         for (number, wallet) in plan.wallets.iter().enumerate() {
             let (who, currency) = (wallet.partner + 1, plan.partners[wallet.partner].currency);
             let body = json!({"userId": wallet.user, "currency": currency});
             let key = format!("wallet-{number}");
-            let opened = run.expect(who, "/v1/wallets", &key, &body, StatusCode::CREATED).await?;
-            run.wallets.push(text(&opened.body["id"]));
+            let opened = self.expect(who, "/v1/wallets", &key, &body, StatusCode::CREATED).await?;
+            self.wallets.push(text(&opened.body["id"]));
             if 0 < wallet.funds {
                 let body = json!({
-                    "walletId": run.wallets[number], "direction": "CREDIT", "amount": plan.money(number, wallet.funds),
+                    "walletId": self.wallets[number], "direction": "CREDIT", "amount": plan.money(number, wallet.funds),
                     "currency": currency, "reason": "what the company begins with"
                 });
                 let key = format!("funds-{number}");
                 let route = "/v1/transactions/adjustment";
-                let funded = run.expect(ADMIN, route, &key, &body, StatusCode::CREATED).await?;
-                run.note_completed(wallet.partner, &funded.body["id"]);
+                let funded = self.expect(ADMIN, route, &key, &body, StatusCode::CREATED).await?;
+                self.note_completed(wallet.partner, &funded.body["id"]);
             }
         }
-        Ok(run)
+        Ok(())
     }
 
     async fn ask_for_webhooks(&mut self, partner: usize) -> anyhow::Result<()> {
         let Some(receiver) = &self.receiver else { return Ok(()) };
         let body = json!({"url": receiver.url_of(partner), "events": ["*"]});
+        self.unanswered = Some(partner);
         let answer = self.send(partner + 1, Method::POST, "/v1/webhooks", None, None, Some(&body), self.soon()).await?;
+        self.unanswered = None;
         if answer.slug() == "webhook-url-forbidden" {
             self.receiver = None;
             return Ok(());
         }
         ensure!(answer.status == StatusCode::CREATED, "registering a webhook: {}", answer.told());
         receiver.knows(partner, &text(&answer.body["secret"]));
-        self.partners[partner + 1].webhook = Some(text(&answer.body["id"]));
         Ok(())
     }
 
@@ -335,15 +346,36 @@ impl Run {
         self.completed.lock().unwrap_or_else(PoisonError::into_inner)[partner].clone()
     }
 
-    /// Takes back what the system would go on doing for us.
+    /// Takes back what the system would go on doing for us: the webhooks, of as many partners as were registered.
     pub(crate) async fn clean_up(&self) {
-        for (who, partner) in self.partners.iter().enumerate() {
-            let Some(webhook) = &partner.webhook else { continue };
-            let route = format!("/v1/webhooks/{webhook}");
-            let soon = Instant::now() + Duration::from_secs(5);
-            if let Err(error) = self.send(who, Method::DELETE, &route, None, None, None, soon).await {
-                eprintln!("daybook: the webhook {webhook} stays registered: {error:#}");
+        let deadline = Instant::now() + CLEAN_UP_TIME;
+        for partner in 0..self.partners.len() - 1 {
+            let removed = timeout_at(deadline, self.remove_webhooks(partner, deadline)).await;
+            if let Err(error) = removed.unwrap_or_else(|_| Err(anyhow!("not answered in time"))) {
+                eprintln!("daybook: webhooks of {} may stay registered: {error:#}", self.name_of(partner));
             }
+        }
+    }
+
+    /// All that the partner has, since all are ours: the answer that named one may have been lost.
+    async fn remove_webhooks(&self, partner: usize, deadline: Instant) -> anyhow::Result<()> {
+        let who = partner + 1;
+        let settled = Instant::now() + if self.unanswered == Some(partner) { SETTLE_TIME } else { Duration::ZERO };
+        loop {
+            let list = "/v1/webhooks?limit=100"; // a partner has no more
+            let registered = self.send(who, Method::GET, list, None, None, None, deadline).await?;
+            registered.must_be(StatusCode::OK, "")?;
+            for webhook in registered.body["data"].as_array().into_iter().flatten() {
+                let route = format!("/v1/webhooks/{}", text(&webhook["id"]));
+                let removed = self.send(who, Method::DELETE, &route, None, None, None, deadline).await?;
+                // Not found, it was removed by a request whose answer was lost.
+                let gone = [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&removed.status);
+                ensure!(gone, "removing one: {}", removed.told());
+            }
+            if settled <= Instant::now() {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
         }
     }
 
@@ -481,6 +513,11 @@ impl Run {
 
     fn lock_payments(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, String>> {
         self.payments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As the system has it: with what sets it apart from those of other runs.
+    fn name_of(&self, partner: usize) -> String {
+        format!("{} ({})", self.plan.partners[partner].name, &self.name[..13])
     }
 
     fn partner_of(&self, wallet: usize) -> usize {

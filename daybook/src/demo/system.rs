@@ -14,7 +14,9 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::say;
 use crate::connection::Connection;
+use crate::terminal::Lines;
 
 pub(crate) struct System {
     pub(crate) connection: Connection,
@@ -41,7 +43,7 @@ while kill -0 $system 2>/dev/null; do wait $system; status=$?; done
 exit $status"#;
 
 impl System {
-    pub(crate) async fn find_or_start(data_dir: &Path, fresh: bool) -> anyhow::Result<Self> {
+    pub(crate) async fn find_or_start(data_dir: &Path, fresh: bool, lines: &mut Lines) -> anyhow::Result<Self> {
         if !fresh {
             // Of a system that was killed the file is left.
             if let Some(connection) = Connection::read(data_dir)?
@@ -49,7 +51,8 @@ impl System {
             {
                 return Ok(Self { connection, own: None });
             }
-            println!("demo: no daybook runs on {}; starting one on a temporary directory", data_dir.display());
+            let place = data_dir.display();
+            say(lines, &format!("demo: no daybook runs on {place}; starting one on a temporary directory"))?;
         }
         Self::start().await
     }
