@@ -126,6 +126,8 @@ pub(crate) struct Run<'a> {
     /// Of the capacity, in percent.
     pub(crate) share: u64,
     pub(crate) steps: &'a Steps,
+    /// For what must be ended in order, and is not when it is let go of.
+    pub(crate) shutdown: &'a Shutdown,
 }
 
 impl Run<'_> {
@@ -172,10 +174,12 @@ async fn measure(options: &Options, shutdown: &Shutdown) -> anyhow::Result<ExitC
             keys: options.keys,
             share: options.share,
             steps: &steps,
+            shutdown,
         };
         let measured = tokio::select! {
             measured = name.run(&run, &mut figures, &mut yardstick) => measured,
-            () = shutdown.requested() => Ok(()), // the servers under test have ended with what the workload held
+            // Servers that are processes end with what the workload held.
+            () = shutdown.requested(), if !name.is_here() => Ok(()),
         };
         if shutdown.is_requested() {
             interrupted = Some(format!("{name:?}, {parts}")); // whatever failed in it, the interruption may be why
@@ -250,6 +254,11 @@ impl Name {
             (_, Some(Beside::Everything)) => &[Parts::EverythingOn],
         };
         parts.iter().copied()
+    }
+
+    /// Whether the product is in this process: such a workload ends it, also when it is interrupted.
+    fn is_here(self) -> bool {
+        matches!(self, Self::Engine | Self::NewWallets | Self::Declined)
     }
 
     fn seconds(self, parts: Parts) -> u64 {

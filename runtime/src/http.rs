@@ -197,10 +197,10 @@ async fn asks_for_health(stream: &TcpStream) -> bool {
 /// The whole answer, for nobody asked yet. `None` if the client has gone.
 fn turn_away(stream: TcpStream) -> Option<TcpStream> {
     tracing::debug!("turned a connection away: all places are taken");
-    metrics::refused(&Refusal::Overloaded);
     // An empty send buffer takes the answer whole, without waiting. The runtime may not know yet that it is empty.
     let mut stream = stream.into_std().ok()?;
     stream.write_all(&Refusal::Overloaded.bytes(&RequestId::mint())).ok()?;
+    metrics::refused(&Refusal::Overloaded);
     stream.shutdown(std::net::Shutdown::Write).ok()?;
     TcpStream::from_std(stream).ok()
 }

@@ -127,9 +127,10 @@ impl Socket {
         let unread = self.conversation.lock().unread;
         if let Some(refusal) = &self.refused {
             let id = RequestId::mint();
-            metrics::refused(refusal);
             tracing::info!(status = refusal.status().as_u16(), refusal = ?refusal, request.id = %id, "refused before there was a request");
-            let _ = timeout(LINGER, self.stream.write_all(&refusal.bytes(&id))).await; // the client may be gone
+            if let Ok(Ok(())) = timeout(LINGER, self.stream.write_all(&refusal.bytes(&id))).await {
+                metrics::refused(refusal); // else the client is gone
+            }
         }
         let _ = self.stream.shutdown().await; // likewise
         if unread || self.refused.is_some() {

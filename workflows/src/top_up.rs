@@ -466,10 +466,14 @@ impl TopUps {
             .bind(id)
             .fetch_optional(&mut *tx)
             .await?;
-            if let Some(row) = row {
-                judge(&mut tx, *id, &callback(&row)?, true).await?;
-            }
+            let verdict = match row {
+                Some(row) => Some(judge(&mut tx, *id, &callback(&row)?, true).await?),
+                None => None,
+            };
             tx.commit().await?;
+            if let Some(verdict) = verdict.filter(|verdict| !matches!(verdict, Verdict::Quarantined)) {
+                METRICS.callback(verdict.label());
+            }
         }
         if !known.is_empty() {
             self.wake();

@@ -188,6 +188,13 @@ async fn a_mistaken_amount_is_corrected_under_the_same_reference_which_then_stan
     assert_eq!(system.ended(&other).await, ["TransactionRequested", "TransactionSettled"]);
 }
 
+/// How many callbacks about other money this process has counted, in any of its tests.
+fn mismatches() -> u64 {
+    let shown = prometheus::TextEncoder::new().encode_to_string(&prometheus::gather()).expect("the metrics are text");
+    let line = shown.lines().find_map(|line| line.strip_prefix(r#"daybook_bank_callbacks_total{verdict="mismatch"} "#));
+    line.map_or(0, |count| count.parse().expect("a counter is a number"))
+}
+
 #[tokio::test]
 async fn a_mistaken_amount_that_came_before_its_payment_was_known_can_be_corrected_too() {
     let mut system = System::start().await;
@@ -198,9 +205,11 @@ async fn a_mistaken_amount_that_came_before_its_payment_was_known_can_be_correct
     let correct = json!({ "bankReference": "B1" });
     assert_eq!(said(&system, &top_up, correct.clone()).await, (409, "callback-conflict".to_owned()));
 
+    let counted = mismatches();
     system.start_workflows();
     let judged = |verdicts: &Vec<String>| *verdicts == ["MISMATCH", "CONFLICT"];
     eventually("the quarantined one is judged", || system.verdicts(&top_up), judged).await;
+    eventually("and counted, for somebody must look", || async { mismatches() }, |now| counted < *now).await;
     assert_eq!(said(&system, &top_up, correct).await, (200, "accepted".to_owned()));
     assert_eq!(system.ended(&top_up).await, ["TransactionRequested", "TransactionSettled"]);
     assert_eq!(system.verdicts(&top_up).await, ["MISMATCH", "ACCEPTED"]);

@@ -120,7 +120,10 @@ pub(crate) async fn declined(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow
 async fn measure(run: &Run<'_>, workloads: &[Workload], figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     run.steps.say(format!("starting the engine here, {}, and {} wallets", run.parts, run.wallets));
     let product = Product::start(run.parts).await?;
-    let measured = measure_on(&product, run, workloads, figures).await;
+    let measured = tokio::select! {
+        measured = measure_on(&product, run, workloads, figures) => measured,
+        () = run.shutdown.requested() => Ok(()),
+    };
     product.stop().await?; // also after a failure: it would go on beside the next workload
     measured
 }

@@ -73,12 +73,21 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     let (tally, sent) = run_load(&load, &server, 1, &keys, seed, |_| ())?;
     let used = meter.stop(tally.accepted.count()).await?;
     let seen = watch.stop()?;
+    let mut overload =
+        Figure::new("overload", parts, format!("{TIMES} × capacity, open loop"), tally.accepted.count(), sent.took);
+    overload.latency = tally.accepted.summary();
+    overload.used = Some(used);
+    let accepted_per_second = overload.per_second;
+    let place = figures.len();
+    figures.push(overload); // what follows may be interrupted
     say("overload: a light load, after");
     let after = Windows::watch(&server, light, order, seed)?;
     begin("overload: capacity again");
     let (_, _, mut capacity_after) = closed.measure_with_meter(CAPACITY_TIME, parts).await?;
     capacity_after.workload = "overload";
     capacity_after.variant = "capacity afterwards".to_owned();
+    let goodput = ratio(accepted_per_second, mean(capacity_before, capacity_after.per_second));
+    figures.push(capacity_after);
     let rss_after = rss_mib(server.pid());
 
     say("overload: comparing answers and log");
@@ -86,12 +95,7 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
         check::compare(url, position, server.partner.client, &tally.told, |number| keys.of(number).to_string()).await?;
     server.stop().await?;
 
-    let mut overload =
-        Figure::new("overload", parts, format!("{TIMES} × capacity, open loop"), tally.accepted.count(), sent.took);
-    overload.latency = tally.accepted.summary();
-    overload.used = Some(used);
-    let goodput = ratio(overload.per_second, mean(capacity_before, capacity_after.per_second));
-    overload.notes = vec![
+    figures[place].notes = vec![
         format!(
             "goodput {goodput:.2} of the mean capacity; of {} due, {} were sent, the others found {CONNECTIONS} connections busy; \
              {:.0}/s; {} reconnects",
@@ -126,7 +130,6 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
             None => "NOT NORMAL again within the light load after it".to_owned(),
         },
     ];
-    figures.extend([overload, capacity_after]);
     Ok(())
 }
 

@@ -99,14 +99,14 @@ pub(crate) async fn run(run: &Run<'_>, figures: &mut Vec<Figure>) -> anyhow::Res
     figure.latency = tally.accepted.summary();
     figure.used = Some(used);
     figure.lag = lag;
-    if SHARE <= run.share {
-        figure.floors = FLOORS.map(|(measure, bound)| Floor::new(measure, bound)).into();
-    }
     // A tenth of the time each: single looks differ by a tenth.
     let tenth = (memory.len() / 10).max(1);
     let half = mean(memory.iter().skip(memory.len() / 2).take(tenth));
     let end = mean(memory.iter().rev().take(tenth));
-    figure.floors.push(Floor::of(Measure::Growth, GROWTH, ratio(end, half)));
+    if SHARE <= run.share {
+        figure.floors = FLOORS.map(|(measure, bound)| Floor::new(measure, bound)).into();
+        figure.floors.push(Floor::of(Measure::Growth, GROWTH, ratio(end, half)));
+    }
     figure.notes.push(format!(
         "of {} sent, {done} were granted, {} refused, {} answered otherwise{}",
         sent.requests,

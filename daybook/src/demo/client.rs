@@ -4,11 +4,10 @@
 //! known in the end, and happened once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use reqwest::header::HeaderMap;
@@ -352,7 +351,9 @@ impl Run {
         for partner in 0..self.partners.len() - 1 {
             let removed = timeout_at(deadline, self.remove_webhooks(partner, deadline)).await;
             if let Err(error) = removed.unwrap_or_else(|_| Err(anyhow!("not answered in time"))) {
-                eprintln!("daybook: webhooks of {} may stay registered: {error:#}", self.name_of(partner));
+                // Whoever read this may have left, and the others' webhooks must go all the same.
+                let name = self.name_of(partner);
+                _ = writeln!(std::io::stderr(), "daybook: webhooks of {name} may stay registered: {error:#}");
             }
         }
     }
