@@ -101,7 +101,8 @@ enum Name {
     Deliveries,
     /// Memory after a million transfers over a hundred thousand wallets.
     Memory,
-    /// Ten minutes at 70 % of the capacity (`--share`), open loop, and what coincided with stalls. Everything on, if not said otherwise.
+    /// Ten minutes at 70 % of the capacity (`--share`), open loop, and what coincided with stalls. Everything on, if not
+    /// said otherwise.
     Steady,
     /// Ten times the capacity, open loop, and the time until all is normal again.
     Overload,

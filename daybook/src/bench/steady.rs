@@ -1,10 +1,11 @@
-//! Ten minutes at a share of what the server can do, 70 % if not said otherwise, as callers come who know nothing of each other.
+//! Ten minutes at a share of what the server can do, 70 % if not said otherwise, as callers come who know nothing of
+//! each other.
 //!
-//! First the capacity, in a closed loop. Then requests that are due at that share of its rate, whatever the answers do; one that
-//! finds every connection busy waits for one, and its latency counts from when it was due. Memory is watched, and what
-//! could make anybody wait: checkpoints, autovacuum, the book's snapshot, what the kernel has to write, the neighbours.
-//! A *stall* is a second with an answer that took longer than 50 ms; beside it stands what went on in that second. That
-//! is coincidence, not cause.
+//! First the capacity, in a closed loop. Then requests that are due at that share of its rate, whatever the answers do;
+//! one that finds every connection busy waits for one, and its latency counts from when it was due. Memory is watched,
+//! and what could make anybody wait: checkpoints, autovacuum, the book's snapshot, what the kernel has to write, the
+//! neighbours. A *stall* is a second with an answer that took longer than 50 ms; beside it stands what went on in that
+//! second. That is coincidence, not cause.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
